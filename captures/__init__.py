@@ -1,0 +1,1 @@
+"""Small captures from real kernels; README.md beside this file tells how each was made."""

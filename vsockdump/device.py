@@ -1,0 +1,1 @@
+"""Find, create and remove vsockmon devices."""

@@ -1,0 +1,1 @@
+"""One filter language, compiled for columns and for the kernel."""

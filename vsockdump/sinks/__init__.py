@@ -1,0 +1,1 @@
+"""Where packets go: text, JSON lines and savefiles."""

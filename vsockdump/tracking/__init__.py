@@ -1,0 +1,1 @@
+"""Connections, credit windows and findings, followed across batches."""
