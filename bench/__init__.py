@@ -1,0 +1,1 @@
+"""Speed and memory of vsockdump beside its peers: generator, runners, one command."""

@@ -1,0 +1,33 @@
+"""What the savefile parsers have in common: their outcome, and the protocol they follow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from vsockdump.frames import Bytes, FrameBatch, InterfaceStatistics
+from vsockdump.sources.chain import Damage
+
+
+class Parsed(NamedTuple):
+    """The outcome of one call: frames (None if there were none), and where to go on.
+
+    ``consumed`` may lie past the buffer's end: that many bytes are to be skipped. ``damage`` ends
+    the file; the frames before it are in ``batch``.
+    """
+
+    batch: FrameBatch | None
+    consumed: int
+    damage: Damage | None
+
+
+class Parser(Protocol):
+    """A savefile format, without I/O."""
+
+    statistics: dict[int, InterfaceStatistics]
+
+    def parse(self, buf: Bytes, begin: int, end: int, *, last: bool) -> Parsed:
+        """Every whole record of ``buf[begin:end]``; ``last``: no more bytes will come.
+
+        The buffer has SLACK bytes behind ``end``.
+        """
+        ...
