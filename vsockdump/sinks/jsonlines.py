@@ -1,0 +1,90 @@
+"""Packets as JSON, one object a line; docs/json.md is the schema.
+
+Strategy: the same sheet of columns as text (sheet.py). Every object has every key, in the same
+order; what is not known is null.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Bools
+from vsockdump.packets import Layer, PacketBatch, Status
+from vsockdump.sinks.clock import integers, rfc3339
+from vsockdump.sinks.names import enum_names, flag_texts
+from vsockdump.sinks.sheet import Column, choose, lines, number, only
+from vsockdump.tracking.columns import NULL, TrackedBatch
+from vsockdump.wire import MonOp, Op, Transport, Type
+
+_STATUS: Final = [status.name.lower().encode() for status in Status]
+_LAYERS: Final = [layer.name.lower().encode() for layer in Layer]
+
+
+def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
+    """The objects of a batch, each on a line of its own."""
+    frames, headers = batch.frames, batch.headers
+    mon, virtio = batch.has_mon, batch.has_virtio
+    names = [json.dumps(i.name or None).encode() for i in frames.interfaces]
+    length = np.where(virtio, headers["len"], 0)
+    columns: list[Column] = [
+        *(b'{"number":', *number(frames.number)),
+        *(b',"time":"', *rfc3339(frames.time_ns)),
+        *(b'","time_ns":', *integers(frames.time_ns)),
+        *(b',"interface":', choose(names, frames.interface)),
+        *(b',"src_cid":', *_or_null(mon, number(headers["src_cid"]))),
+        *(b',"src_port":', *_or_null(mon, number(headers["src_port"]))),
+        *(b',"dst_cid":', *_or_null(mon, number(headers["dst_cid"]))),
+        *(b',"dst_port":', *_or_null(mon, number(headers["dst_port"]))),
+        *(b',"mon_op":', *_or_null(mon, _enum(MonOp, headers["mon_op"]))),
+        *(b',"transport":', *_or_null(mon, _enum(Transport, headers["transport"]))),
+        *(b',"op":', *_or_null(virtio, _enum(Op, headers["op"]))),
+        *(b',"type":', *_or_null(virtio, _enum(Type, headers["type"]))),
+        *(b',"flags":', *_or_null(virtio, number(headers["flags"]))),
+        *(b',"flag_names":[', *_flags(batch)),
+        *(b'],"length":', *_or_null(virtio, number(length))),
+        *(b',"captured":', *number(batch.captured)),
+        *(b',"buf_alloc":', *_or_null(virtio, number(headers["buf_alloc"]))),
+        *(b',"fwd_cnt":', *_or_null(virtio, number(headers["fwd_cnt"]))),
+        *(b',"status":"', choose(_STATUS, batch.status), b'"'),
+        *(b',"stop":', *_stops(batch)),
+    ]
+    if tracked is not None:
+        columns += [b',"conn":', *_or_null(tracked.conn != 0, number(tracked.conn))]
+        for name in ("tx_cnt", "in_flight", "window", "effective_window"):
+            values = getattr(tracked, name)
+            known = values != NULL
+            columns += [f',"{name}":'.encode(), *_or_null(known, number(np.maximum(values, 0)))]
+        columns += [b',"stalled":', choose([b"false", b"true"], tracked.stalled.astype(np.intp))]
+    return lines([*columns, b"}\n"], len(batch))
+
+
+def _or_null(known: Bools, columns: list[Column]) -> list[Column]:
+    if known.all():
+        return columns
+    return [*only(known, columns), *only(~known, [b"null"])]
+
+
+def _enum(kind: type[IntEnum], values: NDArray[Any]) -> list[Column]:
+    return enum_names(kind, values, before=b'"', after=b'"')
+
+
+def _flags(batch: PacketBatch) -> list[Column]:
+    index, table = flag_texts(batch, '","', '"', '"')
+    return [choose(table, index)] if len(table) > 1 else []
+
+
+def _stops(batch: PacketBatch) -> list[Column]:
+    stopped = batch.status != Status.OK
+    if not stopped.any():
+        return [b"null"]
+    stops = np.zeros(len(batch), batch.stops.dtype)
+    stops[batch.stop_rows] = batch.stops
+    told: list[Column] = [b'{"layer":"', choose(_LAYERS, stops["layer"]), b'"']
+    for name in ("offset", "needed", "had"):
+        told += [f',"{name}":'.encode(), *number(stops[name])]
+    return _or_null(stopped, [*told, b"}"])

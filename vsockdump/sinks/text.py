@@ -1,0 +1,230 @@
+"""Packets as lines, in tcpdump's habits; docs/output.md is the grammar of what is printed here.
+
+Strategy: a batch becomes one sheet of columns (sheet.py). Rows that lack a header get the same
+columns blanked and one more that says what is wrong; nothing is formatted row by row except
+payload, when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from vsockdump.frames import Ints
+from vsockdump.packets import Layer, PacketBatch, Status
+from vsockdump.sinks.clock import Clock, Stamp, integers
+from vsockdump.sinks.hexdump import Dump, dump
+from vsockdump.sinks.names import enum_names, escape, flag_texts, interface_name, pair_texts
+from vsockdump.sinks.sheet import Column, choose, lines, number, only
+from vsockdump.tracking.columns import NULL, TrackedBatch
+from vsockdump.wire import MonOp, Op, Transport, Type
+
+_RESET: Final = b"\x1b[0m"
+_COLORS: Final = {
+    Op.REQUEST: b"\x1b[32m",
+    Op.RESPONSE: b"\x1b[32m",
+    Op.RST: b"\x1b[31m",
+    Op.SHUTDOWN: b"\x1b[33m",
+    Op.CREDIT_UPDATE: b"\x1b[2m",
+    Op.CREDIT_REQUEST: b"\x1b[36m",
+}
+_STALLED: Final = b", stalled"
+_STALLED_COLOR: Final = b"\x1b[1;31m"
+_COMMENT: Final = 1
+"""opt_comment, the pcapng option that a packet's comment is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStyle:
+    """What to print. ``verbose`` 0 to 3; ``digits`` 6 or 9 of a second, None: as the source has."""
+
+    numeric: bool = False
+    verbose: int = 0
+    quiet: bool = False
+    link: bool = False
+    numbered: bool = False
+    stamp: Stamp = Stamp.TIME
+    digits: int | None = None
+    dump: Dump | None = None
+    color: bool = False
+
+
+class TextPrinter:
+    """Renders batches of one run; feed it every batch in order."""
+
+    def __init__(self, style: TextStyle) -> None:
+        self._style = style
+        self._clock = Clock(style.stamp)
+
+    def render(self, batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
+        """The lines of a batch; each ends in a newline."""
+        count = len(batch)
+        if not count:
+            return b""
+        columns = [*self._prefix(batch), *self._body(batch, tracked), b"\n"]
+        text = lines(columns, count)
+        below = self._below(batch)
+        if below is None:
+            return text
+        shown = text.splitlines(keepends=True)
+        return b"".join(part for pair in zip(shown, below, strict=True) for part in pair)
+
+    def _below(self, batch: PacketBatch) -> list[bytes] | None:
+        """What stands below each packet's line; None if nothing does anywhere."""
+        style = self._style
+        below = [b""] * len(batch)
+        if style.verbose >= 3:
+            for row, options in batch.frames.options.items():
+                comments = [
+                    o.value.decode("utf-8", "replace") for o in options if o.code == _COMMENT
+                ]
+                below[row] = "".join(f"\tcomment: {escape(c)}\n" for c in comments).encode()
+        if style.dump is not None:
+            return [text + dump(batch, row, style.dump) for row, text in enumerate(below)]
+        return below if any(below) else None
+
+    def _prefix(self, batch: PacketBatch) -> list[Column]:
+        style, frames = self._style, batch.frames
+        columns: list[Column] = []
+        if style.numbered:
+            columns += [_spaces(frames.number, 5), *number(frames.number), b"  "]
+        digits = style.digits
+        if digits is None:
+            digits = 9 if any(i.nanoseconds for i in frames.interfaces) else 6
+        columns += self._clock.columns(frames.time_ns, digits)
+        if style.link or len(frames.interfaces) > 1:
+            names = [interface_name(i).encode() + b" " for i in frames.interfaces]
+            columns.append(names[0] if len(names) == 1 else choose(names, frames.interface))
+        if style.link:
+            columns += self._link(batch)
+        return columns
+
+    def _link(self, batch: PacketBatch) -> list[Column]:
+        headers = batch.headers
+        return only(
+            batch.has_mon,
+            [
+                *enum_names(MonOp, headers["mon_op"]),
+                b" via ",
+                *enum_names(Transport, headers["transport"]),
+                b", header ",
+                *number(headers["transport_len"]),
+                b", frame ",
+                *number(batch.frames.origlen),
+                b": ",
+            ],
+        )
+
+    def _body(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
+        slot = tracked.slot if tracked is not None else None
+        pairs = pair_texts(batch, slot, numeric=self._style.numeric)
+        if batch.has_virtio.all():
+            return [pairs, *self._virtio(batch, tracked), *self._stops(batch)]
+        other = batch.has_mon & ~batch.has_virtio
+        return [
+            *only(batch.has_mon, [pairs]),
+            *only(batch.has_virtio, self._virtio(batch, tracked)),
+            *only(other, self._without_virtio(batch)),
+            *only(~batch.has_mon, [b"vsock"]),
+            *self._stops(batch),
+        ]
+
+    def _virtio(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
+        style, headers = self._style, batch.headers
+        columns: list[Column] = []
+        stream = headers["type"] == Type.STREAM
+        if not stream.all():
+            columns += only(~stream, enum_names(Type, headers["type"], after=b" "))
+        columns += self._op(headers["op"])
+        index, table = flag_texts(batch, "|", " [", "]")
+        if len(table) > 1:
+            columns.append(choose(table, index))
+        if not style.quiet:
+            if tracked is not None:
+                data = (headers["op"] == Op.RW) & (tracked.tx_cnt != NULL)
+                columns += only(data, self._sequence(batch, tracked))
+            columns += [b", fwd ", *number(headers["fwd_cnt"])]
+            columns += [b", win ", *number(headers["buf_alloc"])]
+        columns += [b", length ", *number(headers["len"])]
+        if not style.quiet and tracked is not None and tracked.stalled.any():
+            mark = _STALLED_COLOR + _STALLED + _RESET if style.color else _STALLED
+            columns += only(tracked.stalled, [mark])
+        if style.verbose:
+            columns += self._details(batch, tracked)
+        return columns
+
+    def _op(self, op: Ints) -> list[Column]:
+        columns = enum_names(Op, op)
+        if not self._style.color:
+            return columns
+        table = [b""] * 256
+        for member, code in _COLORS.items():
+            table[member] = code
+        colored = np.minimum(op, 255)
+        before = choose(table, colored)
+        return [before, *columns, choose([_RESET if code else b"" for code in table], colored)]
+
+    def _sequence(self, batch: PacketBatch, tracked: TrackedBatch) -> list[Column]:
+        end = np.maximum(tracked.tx_cnt, 0)
+        begin = np.maximum(end - batch.headers["len"], 0)
+        return [b", seq ", *number(begin), b":", *number(end)]
+
+    def _details(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
+        columns: list[Column] = []
+        headers, verbose = batch.headers, self._style.verbose
+        if tracked is not None:
+            known = tracked.conn != 0
+            columns += only(known, [b", conn ", *number(tracked.conn)])
+            figures = [(b", in flight ", tracked.in_flight), (b", window ", tracked.window)]
+            if verbose >= 2:
+                figures += [
+                    (b", effective ", tracked.effective_window),
+                    (b", outstanding ", tracked.outstanding),
+                ]
+            for label, values in figures:
+                columns += only(values != NULL, [label, *number(np.maximum(values, 0))])
+        if verbose >= 2:
+            columns += [b", type ", *enum_names(Type, headers["type"])]
+            columns += [b", flags ", *number(headers["flags"])]
+            columns += [b", captured ", *number(batch.captured)]
+            columns += only(batch.excess > 0, [b", beyond length ", *number(batch.excess)])
+        if verbose >= 3:
+            for side in ("src", "dst"):
+                columns += [b", virtio " if side == "src" else b" > "]
+                columns += number(headers[f"virtio_{side}_cid"])
+                columns += [b".", *number(headers[f"virtio_{side}_port"])]
+        return columns
+
+    def _without_virtio(self, batch: PacketBatch) -> list[Column]:
+        headers = batch.headers
+        return [
+            *enum_names(MonOp, headers["mon_op"]),
+            b", transport ",
+            *enum_names(Transport, headers["transport"]),
+            b", length ",
+            *integers(batch.captured),
+        ]
+
+    def _stops(self, batch: PacketBatch) -> list[Column]:
+        """What is wrong, in brackets; payload cut by the snapshot length only when verbose."""
+        if not batch.stop_rows.size:
+            return []
+        stops = batch.stops
+        snapped = (stops["layer"] == Layer.PAYLOAD) & (stops["status"] == Status.TRUNCATED)
+        shown = ~snapped if not self._style.verbose else np.ones(stops.size, np.bool_)
+        rows = np.zeros(len(batch), np.bool_)
+        rows[batch.stop_rows[shown]] = True
+        if not rows.any():
+            return []
+        texts = np.zeros(len(batch), "S96")
+        for row in np.flatnonzero(rows).tolist():
+            texts[row] = f" [{batch.stop(row)}]".encode()
+        return [texts]
+
+
+def _spaces(values: Ints, width: int) -> Column:
+    """As many spaces as each number lacks to ``width`` digits."""
+    missing = sum((values < 10**digits).astype(np.intp) for digits in range(1, width))
+    return choose([b" " * count for count in range(width)], np.asarray(missing))

@@ -1,0 +1,33 @@
+"""What the tracker adds to a batch: columns beside the packets' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from vsockdump.frames import Bools, Ints
+
+NULL: Final = -1
+"""A figure nobody can know (yet); every figure that is known is 0 or more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrackedBatch:
+    """Columns of shape (n,), of the sender's direction after the packet.
+
+    ``conn`` int64 numbers connections from 1 in order of first packet, 0 for packets that belong
+    to none. ``slot`` int64 is a small index that is the same for packets of one connection and
+    different for others within this batch (never negative; equal for all without one). ``tx_cnt``
+    (bytes the sender has sent on this connection, the packet included, not wrapped),
+    ``in_flight``, ``window``, ``effective_window`` and ``outstanding`` (packets) are int64, NULL
+    where not known. ``stalled``: the sender's effective window is 0 while it may still send.
+    """
+
+    conn: Ints
+    slot: Ints
+    tx_cnt: Ints
+    in_flight: Ints
+    window: Ints
+    effective_window: Ints
+    outstanding: Ints
+    stalled: Bools
