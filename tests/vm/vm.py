@@ -1,0 +1,189 @@
+"""Boots a kernel under virtme-ng and has the agent carry out a list of scenarios in it.
+
+The machine is emulated in software (a /dev/kvm may be present and still fail), on top of the
+host's own file system, read-only; one folder is shared for results. virtme-ng wants a terminal,
+so it gets a pseudo terminal whose output becomes console.log.
+
+Boots cost seconds and scenarios little, so one boot does everything: the caller names the
+scenarios, the agent writes one folder for each, and nothing is told through the terminal or
+the exit status: agent.json says that the VM came up, `<scenario>/status.json` how each one
+ended, done.json that the agent came to its end. What is missing there is a failure here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import secrets
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import guard, kernels
+
+BOOT_SECONDS = 150
+"""How long a boot may take; a slow machine under load needs more than a minute."""
+MEMORY = "2G"
+CPUS = 2
+ACCELERATOR = "-accel tcg,thread=single"
+"""One host thread for all emulated processors. With a thread each, a kernel that patches its own
+code on one processor now and then panics on a stale breakpoint on another; and it is no faster."""
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class VMError(RuntimeError):
+    """The VM did not boot, died, or took too long; the message ends in the console's last lines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The results of one boot: `folder` holds one folder for each scenario."""
+
+    kernel: kernels.Kernel
+    folder: Path
+
+    def scenario(self, name: str) -> Path:
+        """The folder of a scenario that ended well; VMError with its story otherwise."""
+        folder = self.folder / name
+        status = self.status(name)
+        if not status.get("ok"):
+            raise VMError(
+                f"scenario {name} failed on {self.kernel.release}: {status.get('error')}\n"
+                f"{status.get('traceback', '')}"
+            )
+        return folder
+
+    def status(self, name: str) -> dict[str, Any]:
+        """How a scenario ended: ok, error, traceback, seconds."""
+        try:
+            status: dict[str, Any] = read_json(self.folder / name / "status.json")
+        except FileNotFoundError:
+            return {"ok": False, "error": "it never ended; see console.log"}
+        return status
+
+
+def read_json(path: Path) -> Any:
+    """The value a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def vng_command(
+    kernel: kernels.Kernel, folder: Path, command: Sequence[str], *, token: str
+) -> list[str]:
+    """The virtme-ng command that boots `kernel` and runs `command` in it as root."""
+    vng = kernels.which("vng")
+    if vng is None:
+        raise VMError("virtme-ng is missing: pip install -e '.[dev]'")
+    inside = ["env", f"{guard.TOKEN_VARIABLE}={token}", f"PYTHONPATH={REPOSITORY}", *command]
+    options = ["--disable-kvm", "--disable-microvm", "--force-9p", "--user", "root", "--verbose"]
+    options += ["--cpus", str(CPUS), "--memory", MEMORY, "--rwdir", str(folder)]
+    options += [f"--qemu-opts={ACCELERATOR}"]
+    options += ["--cwd", str(REPOSITORY), "--append", f"{guard.TOKEN_PARAMETER}={token}"]
+    return [vng, "--run", str(kernel.image), *options, "--", shlex.join(inside)]
+
+
+def new_token() -> str:
+    """A token that only one boot carries."""
+    return secrets.token_hex(8)
+
+
+def environment() -> dict[str, str]:
+    """What virtme-ng runs with: it calls its own helpers by name."""
+    return dict(os.environ, PATH=kernels.tool_path())
+
+
+def agent_command(folder: Path, scenarios: Sequence[str]) -> list[str]:
+    """The command that runs the agent in the VM."""
+    return [sys.executable, "-m", "tests.vm.agent", "--results", str(folder), *scenarios]
+
+
+def _console_tail(log: Path, lines: int = 25) -> str:
+    text = log.read_bytes().decode("utf-8", "replace") if log.exists() else ""
+    return "\n".join(text.replace("\r", "").splitlines()[-lines:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End virtme-ng and the QEMU below it: it leads a process group of its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _drain(
+    terminal: int, log: Path, process: subprocess.Popen[bytes], beat: Path, limit: float
+) -> str | None:
+    """Copy the terminal to `log` until the process ends; say which limit it passed, if one."""
+    started = time.monotonic()
+    with log.open("ab", buffering=0) as out:
+        while True:
+            ready, _, _ = select.select([terminal], [], [], 0.2)
+            if ready:
+                try:
+                    chunk = os.read(terminal, 65536)
+                except OSError:  # the other end of a pseudo terminal is gone
+                    chunk = b""
+                if chunk:
+                    out.write(chunk)
+                    continue
+                process.wait()
+                return None
+            spent = time.monotonic() - started
+            if not beat.exists() and spent > BOOT_SECONDS:
+                return f"did not boot within {BOOT_SECONDS} s"
+            if spent > limit:
+                return f"did not finish within {limit:g} s"
+
+
+def boot(
+    kernel: kernels.Kernel, scenarios: Sequence[str], folder: Path, *, seconds: float = 600
+) -> Run:
+    """Boot `kernel`, run the scenarios, return their results.
+
+    `folder` is made when missing and has to be empty. A scenario that failed does not raise
+    here but where its results are asked for; a VM that did not come up or to its end does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise VMError(f"{folder} is not empty")
+    token = new_token()
+    command = vng_command(kernel, folder, agent_command(folder, scenarios), token=token)
+    log = folder / "console.log"
+    terminal, inner = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=inner,
+            stdout=inner,
+            stderr=inner,
+            env=environment(),
+            start_new_session=True,
+        )
+    finally:
+        os.close(inner)
+    try:
+        late = _drain(terminal, log, process, folder / "agent.json", seconds)
+    finally:
+        _end(process)
+        os.close(terminal)
+    if late is None and not (folder / "agent.json").exists():
+        late = f"ended before it was up (virtme-ng's status {process.returncode})"
+    if late is None and not (folder / "done.json").exists():
+        late = "died before its scenarios were done"
+    if late is not None:
+        raise VMError(f"the {kernel.release} VM {late}\n{_console_tail(log)}")
+    return Run(kernel=kernel, folder=folder)
