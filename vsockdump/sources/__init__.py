@@ -19,7 +19,11 @@ class Source(Protocol):
     """
 
     name: str
-    interfaces: Sequence[Interface]
+
+    @property
+    def interfaces(self) -> Sequence[Interface]:
+        """What frames came from; grows while reading."""
+        ...
 
     def batches(self) -> Iterator[FrameBatch]:
         """Yield everything there is, in batches."""

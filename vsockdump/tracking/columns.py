@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from vsockdump.frames import Bools, Ints
@@ -31,3 +31,7 @@ class TrackedBatch:
     effective_window: Ints
     outstanding: Ints
     stalled: Bools
+
+    def take(self, rows: Ints | Bools | slice) -> TrackedBatch:
+        """The columns of ``rows`` (a mask, indices or a slice)."""
+        return TrackedBatch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})

@@ -1,0 +1,5 @@
+"""``python -m vsockdump``."""
+
+from vsockdump.cli import main
+
+main()

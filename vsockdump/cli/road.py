@@ -1,0 +1,106 @@
+"""The road from a source to whoever asks: read, decode, track, filter, count.
+
+Every command walks it; they differ in what they do with the batches. Interrupts end it between
+batches, so that a sink always gets whole ones and can finish its file.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Protocol
+
+from vsockdump.frames import Bools, FrameBatch
+from vsockdump.packets import PacketBatch, decode
+from vsockdump.sources import Source
+from vsockdump.tracking.columns import TrackedBatch
+
+
+class Tracks(Protocol):
+    """A tracker: takes every batch in order."""
+
+    def feed(self, batch: PacketBatch) -> TrackedBatch:
+        """The tracked columns of a batch."""
+        ...
+
+
+class Selects(Protocol):
+    """A filter over columns."""
+
+    def mask(self, batch: PacketBatch, tracked: TrackedBatch | None = None) -> Bools:
+        """The rows that pass, as a mask of shape (n,)."""
+        ...
+
+
+class _Interrupted(Exception):
+    """A signal came while waiting for input."""
+
+
+class Interrupt:
+    """SIGINT and SIGTERM as a wish to end, granted where nothing is half done."""
+
+    def __init__(self, source: Source) -> None:
+        self._stop = getattr(source, "stop", None)
+        self._waiting = False
+        self.wanted = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = True
+        if self._stop is not None:
+            self._stop()
+        elif self._waiting:
+            raise _Interrupted
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Handle signals for as long as the block runs; a second SIGINT always ends the process."""
+        before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def batches(self, source: Source) -> Iterator[FrameBatch]:
+        """The source's batches, until it ends or a signal came."""
+        iterator = source.batches()
+        while not (self.wanted and self._stop is None):
+            self._waiting = True
+            try:
+                batch = next(iterator)
+            except (StopIteration, _Interrupted):
+                return
+            finally:
+                self._waiting = False
+            yield batch
+
+
+def travel(
+    source: Source,
+    interrupt: Interrupt,
+    *,
+    tracker: Tracks | None = None,
+    selects: Selects | None = None,
+    limit: int | None = None,
+) -> Iterator[tuple[PacketBatch, TrackedBatch | None]]:
+    """Decoded batches that pass ``selects``, at most ``limit`` packets of them in all.
+
+    Tracking sees every packet; selecting comes after it, so figures stay right whatever is shown.
+    A live source's empty batches are passed on.
+    """
+    for frames in interrupt.batches(source):
+        batch = decode(frames)
+        tracked = tracker.feed(batch) if tracker is not None else None
+        if selects is not None and len(batch):
+            mask = selects.mask(batch, tracked)
+            batch = batch.take(mask)
+            tracked = tracked.take(mask) if tracked is not None else None
+        if limit is not None:
+            batch = batch.take(slice(limit))
+            tracked = tracked.take(slice(limit)) if tracked is not None else None
+            limit -= len(batch)
+        yield batch, tracked
+        if limit == 0:
+            return
