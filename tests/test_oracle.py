@@ -1,0 +1,772 @@
+"""The oracle says what docs/credit-model.md says, in scenes made by hand."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+from oracle import (
+    DEFAULT_STALL_THRESHOLD_NS,
+    ENDED,
+    WRAP,
+    Connection,
+    Endpoint,
+    Figures,
+    Oracle,
+    Packet,
+    quantile,
+)
+
+from vsockdump.wire import CID_HOST, CID_LOCAL, FIRST_GUEST_CID, Op, RwFlag, ShutdownFlag, Type
+
+MODEL = Path(__file__).parent.parent / "docs" / "credit-model.md"
+CLIENT = Endpoint(FIRST_GUEST_CID, 40_000)
+SERVER = Endpoint(CID_HOST, 1024)
+MS = 1_000_000
+BUFFER = 1000
+BOTH = ShutdownFlag.RCV | ShutdownFlag.SEND
+
+
+class Scene:
+    """Packets one after the other, a millisecond apart; without more words client to server."""
+
+    def __init__(self, stall_threshold_ns: int = DEFAULT_STALL_THRESHOLD_NS) -> None:
+        self.oracle = Oracle(stall_threshold_ns=stall_threshold_ns)
+        self.number = 0
+        self.now_ns = 0
+
+    def say(
+        self,
+        op: int,
+        *,
+        len: int = 0,
+        fwd: int = 0,
+        buf: int = BUFFER,
+        flags: int = 0,
+        answer: bool = False,
+        ends: tuple[Endpoint, Endpoint] = (CLIENT, SERVER),
+        type: int = Type.STREAM,
+        interface: int = 0,
+        after: int = MS,
+        decoded: bool = True,
+    ) -> Figures:
+        source, destination = ends[::-1] if answer else ends
+        self.number += 1
+        self.now_ns += after
+        return self.oracle.feed(
+            Packet(
+                number=self.number,
+                time_ns=self.now_ns,
+                src_cid=source.cid,
+                src_port=source.port,
+                dst_cid=destination.cid,
+                dst_port=destination.port,
+                op=op,
+                type=type,
+                len=len,
+                flags=flags,
+                buf_alloc=buf,
+                fwd_cnt=fwd,
+                interface=interface,
+                decoded=decoded,
+            )
+        )
+
+    def open(self, *, type: int = Type.STREAM) -> None:
+        self.say(Op.REQUEST, type=type)
+        self.say(Op.RESPONSE, answer=True, type=type)
+
+    def finish(self, after: int = 0) -> list[Connection]:
+        return self.oracle.finish(self.now_ns + after)
+
+
+# The table of states, each cell of it.
+
+
+def table() -> dict[str, list[str]]:
+    """The document's cells by state: what RESPONSE, SHUTDOWN (one, both), RST, the rest do."""
+    rows = {}
+    for line in MODEL.read_text(encoding="utf-8").splitlines():
+        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for state in re.findall("`([a-z-]+)`", first) if line.startswith("| `") else ():
+            rows[state] = [cell.strip("`") for cell in cells]
+    return rows
+
+
+TABLE = table()
+WAYS_TO: dict[str, list[list[tuple[Op, bool, int]]]] = {
+    # state: ways to come there, each a list of (op, whether the server says it, flags)
+    "connecting": [[(Op.REQUEST, False, 0)]],
+    "established": [
+        [(Op.REQUEST, False, 0), (Op.RESPONSE, True, 0)],
+        [(Op.REQUEST, False, 0), (Op.RW, False, 0)],
+        [(Op.RW, False, 0)],
+    ],
+    "half-closed": [
+        [(Op.REQUEST, False, 0), (Op.SHUTDOWN, False, ShutdownFlag.SEND)],
+        [(Op.RW, False, 0), (Op.SHUTDOWN, True, ShutdownFlag.RCV)],
+        [(Op.SHUTDOWN, True, ShutdownFlag.RCV)],
+    ],
+    "closing": [
+        [(Op.REQUEST, False, 0), (Op.SHUTDOWN, True, BOTH)],
+        [(Op.SHUTDOWN, False, ShutdownFlag.SEND), (Op.SHUTDOWN, True, ShutdownFlag.SEND)],
+        [(Op.SHUTDOWN, False, ShutdownFlag.SEND), (Op.SHUTDOWN, False, ShutdownFlag.RCV)],
+    ],
+    "refused": [
+        [(Op.REQUEST, False, 0), (Op.RST, True, 0)],
+        [(Op.REQUEST, False, 0), (Op.RST, False, 0)],
+    ],
+    "closed": [
+        [(Op.REQUEST, False, 0), (Op.SHUTDOWN, True, BOTH), (Op.RST, False, 0)],
+        [(Op.SHUTDOWN, False, ShutdownFlag.SEND), (Op.RST, False, 0)],
+    ],
+    "reset": [[(Op.RW, True, 0), (Op.RST, False, 0)]],
+    "stray": [[(Op.RST, False, 0)], [(Op.RST, False, 0), (Op.RST, True, 0)]],
+}
+EVENTS: list[list[tuple[Op | int, int]]] = [
+    # (op, flags) for each column; the client says it, who has said SEND in the ways above
+    [(Op.RESPONSE, 0)],
+    [(Op.SHUTDOWN, ShutdownFlag.SEND)],
+    [(Op.SHUTDOWN, BOTH)],
+    [(Op.RST, 0)],
+    [
+        *((op, 0) for op in (Op.RW, Op.CREDIT_UPDATE, Op.CREDIT_REQUEST, Op.INVALID)),
+        (max(Op) + 1, 0),
+        (Op.RW, int(BOTH)),
+    ],
+]
+
+
+def test_the_document_has_a_row_for_every_state() -> None:
+    assert TABLE.keys() == WAYS_TO.keys()
+    assert all(len(cells) == len(EVENTS) for cells in TABLE.values())
+
+
+@pytest.mark.parametrize(("state", "column"), [*product(WAYS_TO, range(len(EVENTS)))])
+def test_a_packet_does_what_the_table_says(state: str, column: int) -> None:
+    for way, (op, flags) in product(WAYS_TO[state], EVENTS[column]):
+        scene = Scene()
+        for way_op, from_server, way_flags in way:
+            before = scene.say(way_op, answer=from_server, flags=way_flags)
+        assert before.state == state
+        after = scene.say(op, flags=flags)
+        cell = TABLE[state][column]
+        if cell == "new generation":
+            assert after.conn == 2
+            assert after.state == (TABLE["established"][column] or "established")
+            assert scene.finish()[1].estimated
+        else:
+            assert after.conn == before.conn == 1
+            assert after.state == (cell or state)
+        ended = scene.finish()[-1].ended_ns is not None
+        assert ended == (after.state in ENDED)
+
+
+@pytest.mark.parametrize("state", WAYS_TO)
+def test_a_shutdown_without_flags_shuts_nothing(state: str) -> None:
+    for way in WAYS_TO[state]:
+        scene = Scene()
+        for way_op, from_server, way_flags in way:
+            scene.say(way_op, answer=from_server, flags=way_flags)
+        after = scene.say(Op.SHUTDOWN, flags=1 << 2)
+        # In `connecting` it counts as anything else; behind a stray it is the first of a new one.
+        expected = {"connecting": TABLE["connecting"][4], "stray": "established"}
+        assert after.state == expected.get(state, state)
+
+
+@pytest.mark.parametrize("state", WAYS_TO)
+def test_a_request_always_opens_a_new_generation(state: str) -> None:
+    for way in WAYS_TO[state]:
+        scene = Scene()
+        for way_op, from_server, way_flags in way:
+            before = scene.say(way_op, answer=from_server, flags=way_flags)
+        after = scene.say(Op.REQUEST, answer=True)
+        assert (after.conn, after.state) == (2, "connecting")
+        old, new = scene.finish()
+        assert old.state == before.state
+        assert (new.client, new.server, new.opened, new.estimated) == (SERVER, CLIENT, True, False)
+
+
+# Which packets are followed, and as what.
+
+
+@pytest.mark.parametrize(
+    "odd", [{"type": Type.DGRAM}, {"type": 0}, {"type": 2**16 - 1}, {"decoded": False}]
+)
+def test_other_packets_belong_to_no_connection(odd: dict[str, int]) -> None:
+    scene = Scene()
+    assert scene.say(Op.REQUEST, **odd) == Figures()  # type: ignore[arg-type]
+    assert scene.finish() == []
+
+
+def test_types_do_not_mix() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST)
+    assert scene.say(Op.RESPONSE, answer=True, type=Type.SEQPACKET).conn == 2
+    assert [c.state for c in scene.finish()] == ["connecting", "established"]
+
+
+def test_ports_stay_with_their_cids() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST)
+    swapped = Endpoint(CLIENT.cid, SERVER.port), Endpoint(SERVER.cid, CLIENT.port)
+    assert scene.say(Op.RW, ends=swapped).conn == 2
+
+
+def test_loopback_is_told_by_ports() -> None:
+    scene = Scene()
+    ends = Endpoint(CID_LOCAL, 40_000), Endpoint(CID_LOCAL, 1024)
+    scene.say(Op.REQUEST, ends=ends)
+    scene.say(Op.RESPONSE, ends=ends, answer=True)
+    scene.say(Op.RW, ends=ends, len=10)
+    (connection,) = scene.finish()
+    assert connection.client_to_server.bytes == 10
+    assert connection.server_to_client.packets == 1
+
+
+def test_loopback_to_the_host_cid_is_one_connection_answered_from_cid_1() -> None:
+    scene = Scene()
+    asked = Endpoint(CID_LOCAL, 40_000), Endpoint(CID_HOST, 1024)
+    answering = Endpoint(CID_LOCAL, 40_000), Endpoint(CID_LOCAL, 1024)
+    scene.say(Op.REQUEST, ends=asked)
+    scene.say(Op.RESPONSE, ends=answering, answer=True)
+    scene.say(Op.RW, ends=asked, len=10)
+    after = scene.say(Op.CREDIT_UPDATE, ends=answering, answer=True, fwd=10)
+    assert after.conn == 1
+    assert scene.say(Op.CREDIT_UPDATE, ends=asked, answer=True, fwd=10).conn == 1
+    (connection,) = scene.finish()
+    assert (connection.client, connection.server) == asked
+    assert connection.client_to_server.in_flight == 0
+    assert not connection.estimated
+
+
+def test_an_end_that_talks_to_itself_has_one_direction() -> None:
+    scene = Scene()
+    ends = (CLIENT, CLIENT)
+    scene.say(Op.REQUEST, ends=ends)
+    assert scene.say(Op.RW, ends=ends, len=10).in_flight == 10
+    assert scene.say(Op.CREDIT_UPDATE, ends=ends, fwd=10).in_flight == 0
+    assert scene.say(Op.SHUTDOWN, ends=ends, flags=ShutdownFlag.RCV).state == "closing"
+    (connection,) = scene.finish()
+    assert connection.client_to_server.packets == scene.number
+    assert connection.server_to_client.packets == 0
+    assert connection.server_to_client.min_window is None
+
+
+def test_a_second_interface_shows_packets_that_count_nothing() -> None:
+    scene = Scene()
+    once = Scene()
+    for op, answer, length in [
+        (Op.REQUEST, False, 0),
+        (Op.RESPONSE, True, 0),
+        (Op.RW, False, 700),
+        (Op.RW, False, 300),
+        (Op.RST, True, 0),
+        (Op.RST, True, 0),
+    ]:
+        expected = once.say(op, answer=answer, len=length)
+        for interface in (1, 0):
+            figures = scene.say(
+                op, answer=answer, len=length, interface=interface, after=interface * MS
+            )
+            assert figures == expected
+    assert [summary(c) for c in scene.finish()] == [summary(c) for c in once.finish()]
+
+
+def summary(connection: Connection) -> tuple[object, ...]:
+    return (
+        connection.state,
+        connection.start_ns,
+        connection.end_ns,
+        connection.connect_ns,
+        (connection.limited_ns, connection.in_flight_ns, connection.idle_ns),
+        [(way.packets, way.bytes, way.min_window, way.sent) for way in connection.directions],
+    )
+
+
+def test_the_interface_is_the_key_s_for_all_generations() -> None:
+    scene = Scene()
+    scene.say(Op.RST, interface=1)
+    assert scene.say(Op.REQUEST, interface=0).state == "stray"
+    assert scene.say(Op.REQUEST, interface=1).conn == 2
+
+
+# Mid-stream: who is who, and what is known.
+
+
+@pytest.mark.parametrize(
+    ("op", "ends", "client"),
+    [
+        (Op.RESPONSE, (CLIENT, SERVER), SERVER),
+        (Op.RESPONSE, (SERVER, CLIENT), CLIENT),
+        (Op.RW, (CLIENT, SERVER), CLIENT),
+        (Op.RW, (SERVER, CLIENT), CLIENT),
+        (Op.RST, (SERVER, CLIENT), CLIENT),
+        (Op.RW, (Endpoint(5, 7), Endpoint(4, 7)), Endpoint(5, 7)),
+        (Op.RW, (Endpoint(4, 7), Endpoint(5, 7)), Endpoint(4, 7)),
+    ],
+)
+def test_the_client_of_a_connection_begun_before_the_capture_is_guessed(
+    op: Op, ends: tuple[Endpoint, Endpoint], client: Endpoint
+) -> None:
+    scene = Scene()
+    scene.say(op, ends=ends)
+    (connection,) = scene.finish()
+    assert connection.client == client
+    assert {connection.client, connection.server} == set(ends)
+    assert not connection.opened
+    assert connection.estimated == (op != Op.RST)
+    assert connection.connect_ns is None
+
+
+def test_the_first_fwd_cnt_is_the_base_of_a_mid_stream_direction() -> None:
+    scene = Scene()
+    before = scene.say(Op.RW, len=100, fwd=7000)
+    assert before == Figures(conn=1, state="established")
+    answer = scene.say(Op.RW, answer=True, len=30, fwd=50_000)
+    # The server's direction: the client has said 7000, and 30 were sent since.
+    assert (answer.tx_cnt, answer.in_flight, answer.window) == (7030, 30, BUFFER - 30)
+    after = scene.say(Op.RW, len=100, fwd=7030)
+    assert (after.tx_cnt, after.in_flight) == (50_100, 100)
+    # What was sent while the base was unknown has no end offset.
+    assert after.outstanding == 1
+
+
+def test_a_base_can_be_below_zero_and_tx_cnt_cannot() -> None:
+    scene = Scene()
+    scene.say(Op.RW, len=100)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=40)
+    (connection,) = scene.finish()
+    assert (connection.client_to_server.base, connection.client_to_server.tx_cnt) == (-60, 40)
+
+
+def test_a_mid_stream_estimate_is_sharpened_by_what_is_read() -> None:
+    scene = Scene()
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=1000)
+    scene.say(Op.RW, len=100)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=1400)
+    assert scene.say(Op.RW, len=10).tx_cnt == 1410
+
+
+# Credit.
+
+
+def test_figures_are_null_until_they_can_be_known() -> None:
+    scene = Scene()
+    assert scene.say(Op.REQUEST) == Figures(conn=1, tx_cnt=0, state="connecting")
+    # Data before the RESPONSE: counted, but nobody has advertised a window for it.
+    assert scene.say(Op.RW, len=5) == Figures(conn=1, tx_cnt=5, state="established")
+    response = scene.say(Op.RESPONSE, answer=True, buf=400)
+    assert (response.window, response.effective_window) == (BUFFER, 400)
+    update = scene.say(Op.CREDIT_UPDATE)
+    assert (update.in_flight, update.window, update.effective_window) == (5, 395, 395)
+    assert update.outstanding == 1
+
+
+def test_the_effective_window_is_bounded_by_the_sender_s_own_buffer() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST, buf=100)
+    scene.say(Op.RESPONSE, answer=True, buf=1000)
+    full = scene.say(Op.RW, len=100, buf=100)
+    assert (full.window, full.effective_window, full.stalled) == (900, 0, True)
+
+
+def test_a_mid_stream_sender_that_was_not_heard_has_no_effective_window() -> None:
+    scene = Scene()
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=10)
+    (connection,) = scene.finish()
+    way = connection.client_to_server
+    assert (way.window, way.effective_window) == (BUFFER, None)
+    assert (way.min_window, way.min_effective_window, way.max_in_flight) == (BUFFER, None, 0)
+    back = connection.server_to_client
+    assert (back.min_window, back.max_in_flight, back.unread_bytes) == (None, None, None)
+
+
+def test_nothing_is_taken_from_an_rst() -> None:
+    scene = Scene()
+    scene.open()
+    before = scene.say(Op.RW, len=300)
+    scene.say(Op.RST, answer=True, buf=0, fwd=0)
+    after = scene.say(Op.CREDIT_UPDATE, buf=1, fwd=9)
+    assert (after.tx_cnt, after.in_flight, after.window, after.effective_window) == (
+        before.tx_cnt,
+        before.in_flight,
+        before.window,
+        before.effective_window,
+    )
+
+
+def test_after_the_end_only_packets_and_bytes_are_counted() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=300)
+    scene.say(Op.RST, answer=True)
+    ended_ns = scene.now_ns
+    after = scene.say(Op.RW, len=50)
+    scene.say(Op.RESPONSE, answer=True, buf=9)
+    scene.say(Op.SHUTDOWN, answer=True, flags=BOTH)
+    assert (after.tx_cnt, after.in_flight, after.state) == (300, 300, "reset")
+    (connection,) = scene.finish(10**9)
+    way = connection.client_to_server
+    assert (way.packets, way.bytes, way.unread_bytes) == (3, 350, 300)
+    assert connection.server_to_client.packets == 4
+    assert connection.end_ns == ended_ns
+    assert connection.limited_ns + connection.in_flight_ns + connection.idle_ns == 3 * MS
+
+
+def test_only_data_packets_have_bytes() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST, len=10)
+    scene.say(Op.CREDIT_UPDATE, len=10)
+    assert scene.say(Op.RW, len=7).tx_cnt == 7
+    assert scene.finish()[0].client_to_server.bytes == 7
+
+
+def test_counters_pass_4_gib() -> None:
+    scene = Scene()
+    scene.open()
+    step = WRAP // 4 + 1
+    for count in range(1, 10):
+        sent = scene.say(Op.RW, len=step, buf=WRAP - 1)
+        assert (sent.tx_cnt, sent.in_flight) == (count * step, step)
+        scene.say(Op.CREDIT_UPDATE, answer=True, fwd=count * step % WRAP, buf=WRAP - 1)
+    (connection,) = scene.finish()
+    assert connection.client_to_server.bytes == 9 * step > WRAP
+    assert connection.client_to_server.outstanding == 0
+    assert not connection.estimated
+
+
+@pytest.mark.parametrize("lost", [1, 350])
+def test_bytes_that_the_capture_lost_are_found_by_fwd_cnt(lost: int) -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=100)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=100 + lost)
+    after = scene.say(Op.RW, len=10)
+    assert (after.tx_cnt, after.in_flight) == (110 + lost, 10)
+    (connection,) = scene.finish()
+    assert connection.estimated
+    assert connection.client_to_server.estimated
+    assert not connection.server_to_client.estimated
+    assert connection.client_to_server.bytes == 110
+
+
+def test_a_fwd_cnt_half_the_circle_ahead_is_behind() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=WRAP // 2)
+    after = scene.say(Op.CREDIT_UPDATE)
+    assert (after.tx_cnt, after.in_flight, after.window) == (0, WRAP // 2, 0)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=WRAP // 2 - 1)
+    assert scene.say(Op.CREDIT_UPDATE).tx_cnt == WRAP // 2 - 1
+
+
+def test_a_buffer_may_shrink_below_what_is_in_flight() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=600)
+    scene.say(Op.CREDIT_UPDATE, answer=True, buf=200)
+    after = scene.say(Op.CREDIT_UPDATE)
+    assert (after.in_flight, after.window, after.effective_window) == (600, 0, 0)
+    assert after.stalled
+    assert scene.finish()[0].client_to_server.min_window == 0
+
+
+def test_outstanding_packets_are_those_not_covered() -> None:
+    scene = Scene()
+    scene.open()
+    for length in (10, 0, 20, 30):
+        figures = scene.say(Op.RW, len=length)
+    assert figures.outstanding == 3
+    for fwd, left in ((9, 3), (10, 2), (29, 2), (59, 1), (60, 0)):
+        scene.say(Op.CREDIT_UPDATE, answer=True, fwd=fwd)
+        assert scene.say(Op.CREDIT_UPDATE).outstanding == left
+
+
+def test_extremes_are_taken_at_packets_of_either_side() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=400)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=0, buf=500)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=400)
+    (connection,) = scene.finish()
+    way = connection.client_to_server
+    assert (way.min_window, way.min_effective_window, way.max_in_flight) == (100, 100, 400)
+
+
+# Late RSTs.
+
+
+def closing_then_reused(scene: Scene) -> None:
+    scene.open()
+    scene.say(Op.SHUTDOWN, flags=BOTH)
+    scene.say(Op.REQUEST)
+
+
+def test_a_late_rst_belongs_to_the_old_generation() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    late = scene.say(Op.RST, answer=True)
+    assert (late.conn, late.state) == (1, "closed")
+    late_ns = scene.now_ns
+    assert scene.say(Op.RESPONSE, answer=True).state == "established"
+    old, new = scene.finish()
+    assert (old.end_ns, old.server_to_client.packets) == (late_ns, 2)
+    assert (new.state, new.server_to_client.packets) == ("established", 1)
+
+
+def test_only_one_rst_is_owed() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    scene.say(Op.RST, answer=True)
+    second = scene.say(Op.RST, answer=True)
+    assert (second.conn, second.state) == (2, "refused")
+
+
+def test_an_rst_behind_another_packet_of_the_new_server_is_not_late() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    scene.say(Op.RESPONSE, answer=True)
+    rst = scene.say(Op.RST, answer=True)
+    assert (rst.conn, rst.state) == (2, "reset")
+
+
+def test_packets_of_the_new_client_leave_the_debt() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    scene.say(Op.RW, len=1)
+    assert scene.say(Op.RST, answer=True).conn == 1
+
+
+def test_an_rst_of_the_new_client_is_not_late() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    own = scene.say(Op.RST)
+    assert (own.conn, own.state) == (2, "refused")
+
+
+def test_the_new_server_may_have_been_the_client() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.SHUTDOWN, answer=True, flags=BOTH)
+    scene.say(Op.REQUEST, answer=True)
+    late = scene.say(Op.RST)
+    assert (late.conn, late.state) == (1, "closed")
+
+
+@pytest.mark.parametrize("op", [Op.RW, Op.RST])
+def test_nothing_is_owed_to_a_generation_that_was_not_closing(op: Op) -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(op)
+    scene.say(Op.REQUEST)
+    rst = scene.say(Op.RST, answer=True)
+    assert (rst.conn, rst.state) == (2, "refused")
+
+
+# Strays.
+
+
+def test_a_stray_gathers_rsts_and_knows_nothing() -> None:
+    scene = Scene()
+    for answer in (False, True, True):
+        assert scene.say(Op.RST, answer=answer) == Figures(conn=1, state="stray")
+    (connection,) = scene.finish()
+    assert (connection.end_ns, connection.estimated) == (scene.now_ns, False)
+    assert (connection.client_to_server.packets, connection.server_to_client.packets) == (1, 2)
+
+
+# Stalls.
+
+
+def fill(scene: Scene) -> None:
+    scene.open()
+    assert not scene.say(Op.RW, len=BUFFER - 1).stalled
+    assert scene.say(Op.RW, len=1).stalled
+
+
+def test_a_stall_recovers_with_the_packet_that_raises_the_window() -> None:
+    scene = Scene()
+    fill(scene)
+    number, start_ns = scene.number, scene.now_ns
+    assert scene.say(Op.CREDIT_REQUEST).stalled
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=1, after=200 * MS)
+    assert not scene.say(Op.CREDIT_UPDATE).stalled
+    (connection,) = scene.finish(10**9)
+    (stall,) = scene.oracle.stalls
+    assert (stall.conn, stall.sender, stall.receiver) == (1, CLIENT, SERVER)
+    assert (stall.start_number, stall.start_ns) == (number, start_ns)
+    assert (stall.duration_ns, stall.recovered) == (201 * MS, True)
+    way = connection.client_to_server
+    assert (way.stalls, way.stalled_ns) == ([stall], 201 * MS)
+    assert connection.server_to_client.stalls == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "flags"), [(False, ShutdownFlag.SEND), (True, ShutdownFlag.RCV), (False, BOTH)]
+)
+def test_a_stall_ends_when_its_direction_is_shut(answer: bool, flags: int) -> None:
+    scene = Scene()
+    fill(scene)
+    scene.say(Op.SHUTDOWN, answer=answer, flags=flags, after=150 * MS)
+    scene.finish(10**9)
+    (stall,) = scene.oracle.stalls
+    assert (stall.duration_ns, stall.recovered) == (150 * MS, False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "flags"), [(False, ShutdownFlag.RCV), (True, ShutdownFlag.SEND)]
+)
+def test_shutting_the_other_direction_ends_no_stall(answer: bool, flags: int) -> None:
+    scene = Scene()
+    fill(scene)
+    scene.say(Op.SHUTDOWN, answer=answer, flags=flags)
+    assert scene.say(Op.CREDIT_REQUEST).stalled
+
+
+def test_a_shutdown_that_raises_the_window_too_recovers() -> None:
+    scene = Scene()
+    fill(scene)
+    scene.say(Op.SHUTDOWN, answer=True, flags=BOTH, fwd=5, after=150 * MS)
+    scene.finish()
+    assert [stall.recovered for stall in scene.oracle.stalls] == [True]
+
+
+def test_an_rst_ends_a_stall() -> None:
+    scene = Scene()
+    fill(scene)
+    assert not scene.say(Op.RST, fwd=5, after=150 * MS).stalled
+    assert not scene.say(Op.RW, len=1).stalled
+    (connection,) = scene.finish(10**9)
+    assert [(s.duration_ns, s.recovered) for s in connection.stalls] == [(150 * MS, False)]
+
+
+def test_the_end_of_the_capture_ends_a_stall() -> None:
+    scene = Scene()
+    fill(scene)
+    (connection,) = scene.finish(10**9)
+    assert [(s.duration_ns, s.recovered) for s in connection.stalls] == [(10**9, False)]
+    assert connection.limited_ns == 10**9
+
+
+def test_the_capture_ends_with_its_newest_packet_unless_told_otherwise() -> None:
+    scene = Scene()
+    fill(scene)
+    scene.say(Op.RW, type=Type.DGRAM, after=300 * MS)
+    scene.say(Op.RW, type=Type.DGRAM, after=-100 * MS)
+    (connection,) = scene.oracle.finish()
+    assert [s.duration_ns for s in connection.stalls] == [300 * MS]
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_a_stall_counts_from_the_threshold_on(short: int) -> None:
+    threshold_ns = 5 * MS
+    scene = Scene(stall_threshold_ns=threshold_ns)
+    fill(scene)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER, after=threshold_ns - short)
+    (connection,) = scene.finish()
+    assert len(connection.stalls) == 1 - short
+    assert connection.client_to_server.stalled_ns == (0 if short else threshold_ns)
+    assert connection.limited_ns == threshold_ns - short
+
+
+def test_both_directions_stall_for_themselves() -> None:
+    scene = Scene(stall_threshold_ns=0)
+    fill(scene)
+    assert scene.say(Op.RW, answer=True, len=BUFFER).stalled
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER)
+    (connection,) = scene.finish(MS)
+    assert [s.sender for s in connection.stalls] == [CLIENT, SERVER]
+    assert [s.recovered for s in connection.stalls] == [True, False]
+    assert connection.limited_ns == 3 * MS
+
+
+def test_a_side_without_any_buffer_is_stalled_from_the_start() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST, buf=0)
+    assert scene.say(Op.RESPONSE, answer=True, buf=9).stalled
+
+
+# Time and latency.
+
+
+def test_time_is_limited_else_in_flight_else_idle() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=BUFFER - 1, after=3)
+    scene.say(Op.RW, len=1, after=5)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=1, after=7)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER, after=11)
+    scene.say(Op.CREDIT_UPDATE, after=13)
+    (connection,) = scene.finish(17)
+    # Idle: from REQUEST to RESPONSE, to the first data, from the last reading on.
+    assert connection.idle_ns == MS + 3 + 13 + 17
+    assert connection.in_flight_ns == 5 + 11
+    assert connection.limited_ns == 7
+
+
+def test_a_clock_set_back_makes_no_negative_time() -> None:
+    scene = Scene(stall_threshold_ns=0)
+    scene.say(Op.REQUEST)
+    scene.say(Op.RESPONSE, answer=True, after=-MS)
+    scene.say(Op.RW, len=BUFFER)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER, after=-5 * MS)
+    (connection,) = scene.finish()
+    assert connection.connect_ns == 0
+    assert connection.client_to_server.drains == [0]
+    assert [s.duration_ns for s in connection.stalls] == [0]
+    assert (connection.limited_ns, connection.in_flight_ns, connection.idle_ns) == (0, 0, MS)
+    assert connection.end_ns < connection.start_ns
+
+
+def test_connect_latency_is_that_of_the_first_response() -> None:
+    scene = Scene()
+    scene.say(Op.REQUEST)
+    scene.say(Op.RW, len=1, after=5)
+    scene.say(Op.RESPONSE, answer=True, after=7)
+    scene.say(Op.RESPONSE, answer=True, after=9)
+    assert scene.finish()[0].connect_ns == 12
+
+
+def test_drain_latency_is_from_a_packet_to_the_fwd_cnt_that_covers_it() -> None:
+    scene = Scene()
+    scene.open()
+    for length in (10, 20, 30):
+        scene.say(Op.RW, len=length, after=1000)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=29, after=1)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=5, after=1)
+    scene.say(Op.CREDIT_UPDATE, answer=True, fwd=31, after=1)
+    scene.say(Op.RST, answer=True, fwd=60, after=1)
+    assert scene.finish()[0].client_to_server.drains == [2001, 1003]
+
+
+def test_a_quantile_is_the_nearest_rank() -> None:
+    assert quantile([], 0.5) is None
+    assert quantile([7], 0.99) == 7
+    assert [quantile([4, 1, 3, 2], share) for share in (0, 0.5, 0.51, 0.99, 1)] == [1, 2, 3, 4, 4]
+    assert quantile(list(range(1, 101)), 0.99) == 99
+
+
+# Messages.
+
+
+def test_a_message_is_what_stands_up_to_its_eom() -> None:
+    scene = Scene()
+    scene.open(type=Type.SEQPACKET)
+    for length, flags in [(10, 0), (5, RwFlag.EOM), (0, RwFlag.EOM), (7, RwFlag.EOM | RwFlag.EOR)]:
+        scene.say(Op.RW, len=length, flags=flags, type=Type.SEQPACKET)
+    scene.say(Op.RW, len=9, flags=RwFlag.EOR, type=Type.SEQPACKET)
+    scene.say(Op.RW, len=3, flags=RwFlag.EOM, type=Type.SEQPACKET, answer=True)
+    scene.say(Op.CREDIT_UPDATE, flags=RwFlag.EOM, type=Type.SEQPACKET)
+    (connection,) = scene.finish()
+    assert connection.client_to_server.messages == [15, 0, 7]
+    assert connection.server_to_client.messages == [3]
+
+
+def test_a_stream_has_no_messages() -> None:
+    scene = Scene()
+    scene.open()
+    scene.say(Op.RW, len=10, flags=RwFlag.EOM)
+    assert scene.finish()[0].client_to_server.messages == []
