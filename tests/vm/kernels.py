@@ -38,13 +38,10 @@ _PACKAGES = {
     "ip": "iproute2",
     "depmod": "kmod",
     "setcap": "libcap2-bin",
-    "xz": "xz-utils",
-    "cpio": "cpio",
     "gcc": "gcc",
     "make": "make",
 }
 _HEADERS = {
-    "/usr/include/liburing.h": "liburing-dev",
     "/usr/include/stdio.h": "libc6-dev",
 }
 
@@ -209,6 +206,15 @@ def kept_kernel(series: str) -> Kernel:
     if release is None:
         raise SetupError(f"no {series} kernel in {cache_dir()}: run python -m tests.vm.setup")
     return _unpack(series, release)
+
+
+def kept_kernel_of(release: str) -> Kernel:
+    """The cached kernel of exactly this release."""
+    for series, pattern in SERIES.items():
+        root = cache_dir() / "kernels" / release
+        if pattern.fullmatch(f"linux-image-{release}") and root.is_dir():
+            return Kernel(series=series, release=release, root=root)
+    raise SetupError(f"no kernel {release} in {cache_dir()}: run python -m tests.vm.setup")
 
 
 def ensure_kernel(series: str) -> Kernel:

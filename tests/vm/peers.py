@@ -26,6 +26,7 @@ SO_VM_SOCKETS_BUFFER_MAX_SIZE = 2
 TIMEOUT = 60.0
 """Seconds after which a blocked end gives up: a failure, never a result."""
 
+_NAMES = {STREAM: "STREAM", SEQPACKET: "SEQPACKET"}
 _ports = itertools.count(20000)
 
 
@@ -150,6 +151,15 @@ class Listener:
         connection.note("server", "accept")
         return End("server", sock, connection)
 
+    def accept_stranger(self, truth: Truth, cid: int) -> End:
+        """The server's end of a connection from another machine, to our CID `cid`."""
+        sock, peer = self.sock.accept()
+        connection = Connection(_NAMES[self.kind], (peer[0], peer[1]), (cid, self.port))
+        connection.connected = True
+        truth.connections.append(connection)
+        connection.note("server", "accept")
+        return End("server", sock, connection)
+
 
 def connect(
     truth: Truth,
@@ -157,17 +167,20 @@ def connect(
     *,
     kind: socket.SocketKind = STREAM,
     cid: int = LOCAL,
+    own_cid: int = LOCAL,
     buffer: int | None = None,
     local_port: int | None = None,
 ) -> End:
-    """Connect to `cid`:`port`; the attempt is recorded whether or not it succeeds."""
+    """Connect to `cid`:`port`; the attempt is recorded whether or not it succeeds.
+
+    `own_cid` is what the peer sees as our CID: 1 on loopback, 2 towards a guest.
+    """
     sock = guard.vsock_socket(kind)
     sock.settimeout(TIMEOUT)
     if buffer is not None:
         set_buffer(sock, buffer)
     sock.bind((ANY, ANY if local_port is None else local_port))
-    name = {STREAM: "STREAM", SEQPACKET: "SEQPACKET"}[kind]
-    connection = Connection(name, (LOCAL, sock.getsockname()[1]), (cid, port))
+    connection = Connection(_NAMES[kind], (own_cid, sock.getsockname()[1]), (cid, port))
     truth.connections.append(connection)
     connection.note("client", "connect")
     try:

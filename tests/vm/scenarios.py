@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from . import capture
+from . import capture, nested
 from .agent import Context
 from .bundle import BUNDLED, EXTENSION, Bundled
 
@@ -22,6 +22,16 @@ def _bundle(context: Context, *, row: Bundled) -> None:
     context.write("counts.json", capture.counts(tool.text()))
 
 
+def _host_and_guest(context: Context) -> None:
+    file = f"capture.{EXTENSION}"
+    with capture.tcpdump(context, file) as tool:
+        truth = nested.converse(context)
+    context.keep(file)
+    context.write("truth.json", truth.as_json())
+    context.write("counts.json", capture.counts(tool.text()))
+
+
 SCENARIOS: dict[str, Scenario] = {
+    "host-and-guest": _host_and_guest,
     **{row.scenario: partial(_bundle, row=row) for row in BUNDLED},
 }
