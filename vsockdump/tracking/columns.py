@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vsockdump.frames import Bools, Ints
 
 NULL: Final = -1
@@ -21,6 +24,8 @@ class TrackedBatch:
     (bytes the sender has sent on this connection, the packet included, not wrapped),
     ``in_flight``, ``window``, ``effective_window`` and ``outstanding`` (packets) are int64, NULL
     where not known. ``stalled``: the sender's effective window is 0 while it may still send.
+    ``state`` int64 is the connection's State after the packet, NULL without one; ``found`` uint64
+    has a bit of ``findings.BITS`` for each finding that the packet shows.
     """
 
     conn: Ints
@@ -31,7 +36,11 @@ class TrackedBatch:
     effective_window: Ints
     outstanding: Ints
     stalled: Bools
+    state: Ints
+    found: NDArray[np.uint64]
 
     def take(self, rows: Ints | Bools | slice) -> TrackedBatch:
         """The columns of ``rows`` (a mask, indices or a slice)."""
-        return TrackedBatch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return TrackedBatch(
+            **{field.name: getattr(self, field.name)[rows] for field in fields(self)}
+        )

@@ -1,0 +1,208 @@
+"""Packets that wait to be read: how many, and how long each waited.
+
+A data packet waits until an advertisement of its receiver covers its end offset; covered once, it
+stays covered. Ends ascend within a direction, so what is covered is always a prefix, and counting
+it is a search in a sorted array: waiting packets of all connections are one array, sorted by
+connection and end.
+
+Drain latencies are kept as counts in buckets, sixteen for each doubling, so that quantiles are
+within 4 % and memory does not grow with traffic.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Ints
+from vsockdump.tracking.assign import Rows
+from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.credit import Account
+from vsockdump.tracking.store import Store
+
+MOST_WAITING: Final = 1 << 20
+"""Packets remembered as waiting, over all connections; beyond it the oldest are given up."""
+_SAMPLES: Final = 1 << 18
+"""Latencies collected before they are counted into buckets."""
+_SUB_BITS: Final = 4
+_BUCKETS: Final = 1 << 10
+_LIFT: Final = np.int64(1) << 46
+"""Apart by this, connections' offsets share one ascending axis; only lies move further."""
+
+
+def bucket(latency_ns: Ints) -> Ints:
+    """The bucket of each latency: exact below 16 ns, then 16 buckets for each doubling."""
+    exponent = np.frexp(np.maximum(latency_ns, 1).astype(np.float64))[1] - 1
+    shift = np.maximum(exponent - _SUB_BITS, 0)
+    return np.where(
+        latency_ns < 1 << _SUB_BITS,
+        latency_ns,
+        (shift + 1 << _SUB_BITS) + (latency_ns >> shift) - (1 << _SUB_BITS),
+    )
+
+
+def middle(buckets: Ints) -> Ints:
+    """The latency in the middle of each bucket, in nanoseconds."""
+    shift = np.maximum((buckets >> _SUB_BITS) - 1, 0)
+    low = (buckets - (shift << _SUB_BITS)) << shift
+    halfway: Ints = low + ((np.int64(1) << shift) >> 1)
+    return halfway
+
+
+class Quantiles(NamedTuple):
+    """Latencies of many directions, shapes (k,): how many, and NULL where there is none."""
+
+    samples: Ints
+    least: Ints
+    median: Ints
+    p99: Ints
+    most: Ints
+
+
+class Pending:
+    """Waiting packets and drain latencies; a direction is ``2 * slot + sender``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.given_up = 0
+        """Packets that were forgotten while they waited."""
+        self._direction = np.zeros(0, np.int64)
+        self._end = np.zeros(0, np.int64)
+        self._time = np.zeros(0, np.int64)
+        self._samples: list[tuple[Ints, Ints]] = []
+        self._collected = 0
+        self._counted = np.zeros(0, np.int64)
+        """Direction and bucket in one number, ascending; and how often each came."""
+        self._counts = np.zeros(0, np.int64)
+
+    def feed(self, rows: Rows, accounts: tuple[Account, Account]) -> tuple[Ints, Ints]:
+        """Outstanding packets of both directions after each row; collects drain latencies."""
+        first = self._feed(rows, accounts[0], 0)
+        second = self._feed(rows, accounts[1], 1)
+        excess = self._end.size - MOST_WAITING
+        if excess > 0:
+            self.given_up += excess
+            order = np.argsort(self._time, kind="stable")
+            self._keep(np.sort(order[excess:]))
+        return first, second
+
+    def _keep(self, chosen: Ints) -> None:
+        self._direction, self._end, self._time = (
+            column[chosen] for column in (self._direction, self._end, self._time)
+        )
+
+    def _feed(self, rows: Rows, account: Account, sender: int) -> Ints:
+        runs, slots, side = rows.runs, rows.slots, self._store.side
+        place = (slots, sender)
+        run_of = np.full(self._store.conn["number"].size, NULL)
+        run_of[slots] = np.arange(slots.size)
+        # What already waits on these connections comes first, in order.
+        mine = np.flatnonzero(self._direction & 1 == sender)
+        owner = run_of[self._direction[mine] >> 1]
+        mine, owner = mine[owner >= 0], owner[owner >= 0]
+        order = np.argsort(owner, kind="stable")
+        mine, owner = mine[order], owner[order]
+        sends = np.flatnonzero(account.data & (rows.length > 0) & (account.tx_cnt != NULL))
+        origin = side["acked"][place]
+        wait_run = np.concatenate([owner, runs.run[sends]])
+        order = np.argsort(wait_run, kind="stable")
+        wait_run = wait_run[order]
+        ends = np.concatenate([self._end[mine], account.tx_cnt[sends]])[order]
+        times = np.concatenate([self._time[mine], rows.time_ns[sends]])[order]
+        axis = wait_run * _LIFT + np.minimum(ends - origin[wait_run], _LIFT - 1)
+        counts = np.bincount(wait_run, minlength=slots.size)
+        begins = np.cumsum(counts) - counts
+
+        # How far each run is covered after each row, on the same axis; never back.
+        lift = runs.run * _LIFT
+        covered = np.where(account.acked != NULL, account.acked - origin[runs.run], 0)
+        covered = np.maximum.accumulate(lift + np.clip(covered, 0, _LIFT - 2))
+        steps = np.flatnonzero(covered > runs.before(covered, np.arange(slots.size) * _LIFT))
+        done = np.zeros(rows.op.size, np.int64)
+        done[steps] = np.searchsorted(axis, covered[steps], "right") - begins[runs.run[steps]]
+        done = np.maximum.accumulate(done + lift) - lift
+        sent = runs.cumsum(np.isin(np.arange(rows.op.size), sends, assume_unique=True))
+        old = np.bincount(owner, minlength=slots.size)
+        outstanding = np.where(account.in_flight == NULL, NULL, old[runs.run] + sent - done)
+
+        # Each packet's wait ends with the first step that covers it.
+        at = np.searchsorted(covered[steps], axis, "left")
+        over = at < steps.size
+        row = steps[np.minimum(at, max(steps.size - 1, 0))] if steps.size else at
+        over &= runs.run[row] == wait_run if steps.size else over
+        if over.any():
+            waited = np.maximum(rows.time_ns[row[over]] - times[over], 0)
+            self._sample(2 * slots[wait_run[over]] + sender, waited)
+        last = covered[runs.lasts] - np.arange(slots.size) * _LIFT
+        side["acked"][place] = origin + last
+        side["outstanding"][place] = outstanding[runs.lasts]
+        # Waiting on are the old ones of other connections, and what is not covered here. An ended
+        # connection's are never covered any more.
+        alive = ~self._store.over(slots)
+        still = ~over & alive[wait_run]
+        others = np.ones(self._end.size, np.bool_)
+        others[mine] = False
+        kept = np.flatnonzero(others)
+        self._direction = np.concatenate(
+            [self._direction[kept], 2 * slots[wait_run[still]] + sender]
+        )
+        self._end = np.concatenate([self._end[kept], ends[still]])
+        self._time = np.concatenate([self._time[kept], times[still]])
+        return outstanding
+
+    def forget(self, slots: Ints) -> None:
+        """Drop everything of these slots, which others will use."""
+        if not slots.size:
+            return
+        self._count()
+        gone = np.zeros(self._store.conn["number"].size, np.bool_)
+        gone[slots] = True
+        self._keep(np.flatnonzero(~gone[self._direction >> 1]))
+        kept = ~gone[self._counted // _BUCKETS >> 1]
+        self._counted, self._counts = self._counted[kept], self._counts[kept]
+
+    # -- latencies --------------------------------------------------------------------------
+
+    def _sample(self, direction: Ints, waited: Ints) -> None:
+        side = self._store.side
+        place = (direction >> 1, direction & 1)
+        np.minimum.at(side["drain_min"], place, waited)
+        np.maximum.at(side["drain_max"], place, waited)
+        self._samples.append((direction, bucket(waited)))
+        self._collected += waited.size
+        if self._collected >= _SAMPLES:
+            self._count()
+
+    def _count(self) -> None:
+        if not self._samples:
+            return
+        fresh = np.concatenate([d * _BUCKETS + b for d, b in self._samples])
+        self._samples, self._collected = [], 0
+        keys, counts = np.unique(fresh, return_counts=True)
+        both = np.concatenate([self._counted, keys])
+        self._counted, inverse = np.unique(both, return_inverse=True)
+        weights = np.concatenate([self._counts, counts])
+        self._counts = np.zeros(self._counted.size, np.int64)
+        np.add.at(self._counts, inverse, weights)
+
+    def quantiles(self, slots: Ints, sender: int) -> Quantiles:
+        """Drain latencies of one direction of each of these connections, in nanoseconds."""
+        self._count()
+        side = self._store.side
+        most = side["drain_max"][slots, sender]
+        least = np.where(most == NULL, NULL, side["drain_min"][slots, sender])
+        wanted = 2 * slots + sender
+        begins = np.searchsorted(self._counted, wanted * _BUCKETS)
+        ends = np.searchsorted(self._counted, (wanted + 1) * _BUCKETS)
+        total = np.append(0, np.cumsum(self._counts))
+        results: list[NDArray[np.int64]] = []
+        for share in (0.5, 0.99):
+            rank = np.ceil((total[ends] - total[begins]) * share).astype(np.int64)
+            at = np.searchsorted(total, total[begins] + rank, "left") - 1
+            at = np.clip(at, 0, max(self._counted.size - 1, 0))
+            value = middle(self._counted[at] % _BUCKETS) if self._counted.size else 0 * wanted
+            value = np.clip(value, least, most)
+            results.append(np.where(most == NULL, NULL, value))
+        return Quantiles(total[ends] - total[begins], least, results[0], results[1], most)

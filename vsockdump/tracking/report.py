@@ -1,0 +1,210 @@
+"""What the tracker knows in the end: connections as objects and as columns.
+
+Columns are made first and objects from them, so both always say the same. An open stall, and the
+time since a connection was last heard of, reach to the end of the capture, or to the REQUEST that
+succeeded the connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Ints
+from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.pending import Pending
+from vsockdump.tracking.states import State
+from vsockdump.tracking.store import Store
+from vsockdump.tracking.times import FLOW_COLUMNS, Stall
+from vsockdump.wire import Type
+
+DIRECTIONS: Final = ("client_to_server", "server_to_client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Direction:
+    """One direction of a connection; None where nothing is known. Bytes, packets, nanoseconds."""
+
+    packets: int
+    bytes: int
+    min_window: int | None
+    min_effective_window: int | None
+    max_in_flight: int | None
+    stalls: int
+    stalled_ns: int
+    unread_bytes: int | None
+    outstanding: int | None
+    drains: int
+    drain_min_ns: int | None
+    drain_median_ns: int | None
+    drain_p99_ns: int | None
+    drain_max_ns: int | None
+    bytes_per_second: int | None
+    messages: int
+    message_bytes: int
+    message_min: int | None
+    message_max: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One generation of a connection, as docs/json.md describes it."""
+
+    conn: int
+    type: str
+    client: tuple[int, int]
+    server: tuple[int, int]
+    opened: bool
+    estimated: bool
+    state: str
+    start_ns: int
+    end_ns: int
+    connect_ns: int | None
+    limited_ns: int
+    in_flight_ns: int
+    idle_ns: int
+    client_to_server: Direction
+    server_to_client: Direction
+
+
+def ends(store: Store, slots: Ints, end_ns: int) -> Ints:
+    """When each connection's time is up: never, before its end (NULL if it has ended)."""
+    conn = store.conn
+    until = np.where(conn["until_ns"][slots] == NULL, end_ns, conn["until_ns"][slots])
+    return np.where(store.over(slots), NULL, until)
+
+
+def open_stalls(store: Store, end_ns: int, threshold_ns: int) -> list[tuple[int, Stall]]:
+    """The stalls that nothing ended and that count, each with its slot."""
+    slots = store.slots()
+    final = ends(store, slots, end_ns)
+    found = []
+    for sender in (0, 1):
+        since = store.side["stall_ns"][slots, sender]
+        lasted = np.maximum(final - since, 0)
+        counts = (since != NULL) & (lasted >= threshold_ns)
+        for place in np.flatnonzero(counts).tolist():
+            slot = int(slots[place])
+            stall = Stall(
+                conn=int(store.conn["number"][slot]),
+                sender=sender,
+                number=int(store.side["stall_number"][slot, sender]),
+                start_ns=int(since[place]),
+                duration_ns=int(lasted[place]),
+                recovered=False,
+            )
+            found.append((slot, stall))
+    return found
+
+
+def columns(
+    store: Store, pending: Pending, end_ns: int, threshold_ns: int
+) -> dict[str, NDArray[Any]]:
+    """Every connection's figures, columns of shape (c,) in order of number; NULL: not known.
+
+    A direction's columns have its name before theirs, e.g. ``client_to_server_bytes``.
+    """
+    slots = store.slots()
+    conn, side = store.conn, store.side
+    final = ends(store, slots, end_ns)
+    rest = np.where(final == NULL, 0, np.maximum(final - conn["last_ns"][slots], 0))
+    result: dict[str, NDArray[Any]] = {
+        "conn": conn["number"][slots],
+        "type": conn["type"][slots],
+        **{
+            f"{who}_{what}": conn[f"{who}_{what}"][slots]
+            for who in ("client", "server")
+            for what in ("cid", "port")
+        },
+        "opened": conn["opened"][slots],
+        "estimated": conn["estimated"][slots],
+        "state": conn["state"][slots],
+        "start_ns": conn["start_ns"][slots],
+        "end_ns": conn["last_ns"][slots],
+        "connect_ns": conn["connect_ns"][slots],
+    }
+    for flow, name in FLOW_COLUMNS.items():
+        result[name] = conn[name][slots] + np.where(conn["flow"][slots] == flow, rest, 0)
+    life = np.maximum(result["end_ns"] - result["start_ns"], 0)
+    for sender, direction in enumerate(DIRECTIONS):
+        place = (slots, sender)
+        since = side["stall_ns"][place]
+        lasted = np.where(since == NULL, 0, np.maximum(final - since, 0))
+        counts = (since != NULL) & (lasted >= threshold_ns)
+        drain = pending.quantiles(slots, sender)
+        messages = side["messages"][place]
+        rate = side["bytes"][place] * 1e9 / np.maximum(life, 1)
+        figures = {
+            "packets": side["packets"][place],
+            "bytes": side["bytes"][place],
+            "min_window": side["min_window"][place],
+            "min_effective_window": side["min_effective"][place],
+            "max_in_flight": side["max_in_flight"][place],
+            "stalls": side["stalls"][place] + counts,
+            "stalled_ns": side["stalled_ns"][place] + np.where(counts, lasted, 0),
+            "unread_bytes": side["in_flight"][place],
+            "outstanding": np.where(
+                side["in_flight"][place] == NULL, NULL, side["outstanding"][place]
+            ),
+            "drains": drain.samples,
+            "drain_min_ns": drain.least,
+            "drain_median_ns": drain.median,
+            "drain_p99_ns": drain.p99,
+            "drain_max_ns": drain.most,
+            "bytes_per_second": np.where(life > 0, rate, NULL).astype(np.int64),
+            "messages": messages,
+            "message_bytes": side["message_bytes"][place],
+            "message_min": np.where(messages > 0, side["message_min"][place], NULL),
+            "message_max": np.where(messages > 0, side["message_max"][place], NULL),
+        }
+        result.update({f"{direction}_{name}": values for name, values in figures.items()})
+    return result
+
+
+def record_array(table: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """The same columns as one numpy record array of shape (c,)."""
+    dtype = np.dtype([(name, column.dtype) for name, column in table.items()])
+    records = np.zeros(next(iter(table.values())).size, dtype)
+    for name, column in table.items():
+        records[name] = column
+    return records
+
+
+def objects(table: dict[str, NDArray[Any]]) -> list[Connection]:
+    """The same columns as one object a connection."""
+    plain = {name: column.tolist() for name, column in table.items()}
+    names = {kind.value: kind.name for kind in Type}
+    labels = [state.label for state in State]
+    return [
+        Connection(
+            conn=plain["conn"][row],
+            type=names[plain["type"][row]],
+            client=(plain["client_cid"][row], plain["client_port"][row]),
+            server=(plain["server_cid"][row], plain["server_port"][row]),
+            opened=plain["opened"][row],
+            estimated=plain["estimated"][row],
+            state=labels[plain["state"][row]],
+            start_ns=plain["start_ns"][row],
+            end_ns=plain["end_ns"][row],
+            connect_ns=_known(plain["connect_ns"][row]),
+            limited_ns=plain["limited_ns"][row],
+            in_flight_ns=plain["in_flight_ns"][row],
+            idle_ns=plain["idle_ns"][row],
+            client_to_server=_direction(plain, DIRECTIONS[0], row),
+            server_to_client=_direction(plain, DIRECTIONS[1], row),
+        )
+        for row in range(len(plain["conn"]))
+    ]
+
+
+def _direction(plain: dict[str, list[Any]], name: str, row: int) -> Direction:
+    return Direction(
+        **{field: _known(plain[f"{name}_{field}"][row]) for field in Direction.__slots__}
+    )
+
+
+def _known(value: int) -> Any:
+    return None if value == NULL else value

@@ -1,0 +1,95 @@
+"""Arithmetic on sorted rows that fall into runs, one run a connection.
+
+Invariant: ``begins`` (r,) are the first rows of the runs, ascending from 0; ``run`` (n,) is the
+run of every row. Nothing here loops over rows or runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Bools, Ints
+
+_RADIX: int = 1 << 16
+
+
+def argsort(values: Ints) -> Ints:
+    """A stable order of small non-negative integers.
+
+    numpy sorts 16-bit keys by radix, several times faster than longer ones: two passes of that
+    serve up to 32 bits.
+    """
+    if not values.size:
+        return np.zeros(0, np.int64)
+    order = np.argsort((values & (_RADIX - 1)).astype(np.uint16), kind="stable")
+    if int(values.max()) >= _RADIX:
+        high = (values >> 16).astype(np.uint16)[order]
+        order = order[np.argsort(high, kind="stable")]
+    return order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Runs:
+    """Rows in runs: see the module's invariant."""
+
+    begins: Ints
+    run: Ints
+    first: Ints
+    """The first row of every row's run, shape (n,)."""
+
+    @classmethod
+    def of(cls, starts: Bools) -> Runs:
+        """Runs that begin where ``starts`` is set; it is set at row 0."""
+        begins = np.flatnonzero(starts)
+        run = np.cumsum(starts) - 1
+        return cls(begins=begins, run=run, first=begins[run])
+
+    def __len__(self) -> int:
+        return self.begins.size
+
+    @property
+    def lasts(self) -> Ints:
+        """The last row of every run, shape (r,)."""
+        return np.append(self.begins[1:], self.run.size) - 1
+
+    def cumsum(self, values: NDArray[Any]) -> Ints:
+        """Running sums within each run, the row's own value included."""
+        total = np.cumsum(values)
+        before = total[self.begins] - values[self.begins]
+        running: Ints = total - before[self.run]
+        return running
+
+    def latest(self, mask: Bools) -> Ints:
+        """For every row the last row of its run up to it where ``mask`` is set; -1 if none."""
+        rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
+        return np.where(rows >= self.first, rows, -1)
+
+    def earliest(self, mask: Bools) -> Ints:
+        """For every run its first row where ``mask`` is set; -1 if none. Shape (r,)."""
+        rows = np.flatnonzero(mask)
+        place = np.searchsorted(rows, self.begins)
+        found = np.append(rows, mask.size)[place]
+        return np.where(found <= self.lasts, found, -1)
+
+    def before(self, values: NDArray[Any], carried: NDArray[Any]) -> NDArray[Any]:
+        """Every row's predecessor's value; at a run's first row its ``carried`` one, shape (r,)."""
+        shifted = np.empty_like(values)
+        shifted[1:] = values[:-1]
+        shifted[self.begins] = carried
+        return shifted
+
+    def sum(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The sum of each run, shape (r,)."""
+        return np.add.reduceat(values, self.begins)
+
+    def smallest(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The minimum of each run, shape (r,)."""
+        return np.minimum.reduceat(values, self.begins)
+
+    def largest(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The maximum of each run, shape (r,)."""
+        return np.maximum.reduceat(values, self.begins)

@@ -1,0 +1,183 @@
+"""What is remembered of connections between batches: one record a connection, two a direction pair.
+
+Strategy: numpy records that grow by doubling; a slot is an index into them. Slots of connections
+that left are used again. The store holds at most ``limit`` connections after every batch: ended
+ones leave first, oldest end first, then those idle longest.
+
+Direction 0 is client to server, 1 is server to client. A side record belongs to a sender: what it
+sent, what it last advertised, and the account of the direction it sends in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Bools, Ints
+from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.states import ENDED, State
+from vsockdump.tracking.table import EMPTY, Keys, KeyTable
+
+NO_BASE: Final = int(np.iinfo(np.int64).min)
+"""The base of a direction whose byte count is not anchored yet; a base may be below 0."""
+
+CONNECTION: Final = {
+    "number": ("i8", 0),
+    "client_cid": ("u8", 0),
+    "server_cid": ("u8", 0),
+    "client_port": ("u4", 0),
+    "server_port": ("u4", 0),
+    "type": ("u1", 0),
+    "client_low": ("?", 0),
+    "interface": ("i8", 0),
+    "opened": ("?", 0),
+    "estimated": ("?", 0),
+    "spoken": ("?", 0),
+    "state": ("u1", 0),
+    "shut": ("u1", 0),
+    "flow": ("u1", 0),
+    "first_number": ("i8", 0),
+    "last_number": ("i8", 0),
+    "start_ns": ("i8", 0),
+    "last_ns": ("i8", 0),
+    "until_ns": ("i8", NULL),
+    "connect_ns": ("i8", NULL),
+    "owed": ("i8", EMPTY),
+    "home": ("i8", EMPTY),
+    "idle_ns": ("i8", 0),
+    "in_flight_ns": ("i8", 0),
+    "limited_ns": ("i8", 0),
+}
+"""Columns of a connection with their types and what they begin with.
+
+``client_low``: the client is the key's lower endpoint; ``spoken``: somebody said more than the
+REQUEST; ``last_ns``: its last packet, or the RST that ended it; ``until_ns``: when a REQUEST
+succeeded it; ``owed``: slot of the previous generation that an RST is still due to; ``home``: place
+in the key table, EMPTY unless this is its key's latest generation; ``flow``: a Flow.
+"""
+
+SIDE: Final = {
+    "packets": ("i8", 0),
+    "bytes": ("i8", 0),
+    "sent": ("i8", 0),
+    "base": ("i8", NO_BASE),
+    "advertised": ("?", 0),
+    "buf_alloc": ("i8", 0),
+    "fwd_cnt": ("i8", 0),
+    "estimated": ("?", 0),
+    "in_flight": ("i8", NULL),
+    "outstanding": ("i8", 0),
+    "acked": ("i8", 0),
+    "min_window": ("i8", NULL),
+    "min_effective": ("i8", NULL),
+    "max_in_flight": ("i8", NULL),
+    "stalls": ("i8", 0),
+    "stalled_ns": ("i8", 0),
+    "stall_ns": ("i8", NULL),
+    "stall_number": ("i8", NULL),
+    "stall_told": ("i8", NULL),
+    "messages": ("i8", 0),
+    "message_begin": ("i8", 0),
+    "message_bytes": ("i8", 0),
+    "message_min": ("i8", NULL),
+    "message_max": ("i8", NULL),
+    "drain_min": ("i8", int(np.iinfo(np.int64).max)),
+    "drain_max": ("i8", NULL),
+    "asked": ("i8", NULL),
+    "heard": ("?", 0),
+    "heard_fwd": ("i8", 0),
+    "heard_buf": ("i8", 0),
+    "told": ("u8", 0),
+}
+"""Columns of a sender: what it sent and advertised, and the account of the direction it sends in.
+
+``stall_ns``: since when it is stalled, by the packet ``stall_number`` (``stall_told``: that
+one was told of while it lasted); ``asked``: the packet that
+asked for credit and was not answered; ``heard*``: the sender's latest advertisement as the
+detector saw it; ``told``: bits of the findings already made of this direction.
+"""
+
+Columns = dict[str, NDArray[Any]]
+
+_FIRST_SIZE: Final = 1024
+_HEADROOM: Final = 16
+"""One part in so many is emptied beyond the limit: a flood then evicts now and then only."""
+
+
+def _columns(layout: dict[str, tuple[str, int]], shape: tuple[int, ...]) -> Columns:
+    return {name: np.full(shape, begin, form) for name, (form, begin) in layout.items()}
+
+
+class Store:
+    """The connections: columns ``conn`` of shape (s,), and ``side`` of shape (s, 2)."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.left = 0
+        """Connections that were given up to keep the limit."""
+        self.table = KeyTable()
+        self.conn = _columns(CONNECTION, (_FIRST_SIZE,))
+        self.side = _columns(SIDE, (_FIRST_SIZE, 2))
+        self._live = np.zeros(_FIRST_SIZE, np.bool_)
+        self._free = np.arange(_FIRST_SIZE)
+
+    def __len__(self) -> int:
+        return int(self._live.sum())
+
+    def slots(self) -> Ints:
+        """The slots in use, in order of connection number."""
+        used = np.flatnonzero(self._live)
+        return used[np.argsort(self.conn["number"][used], kind="stable")]
+
+    def take(self, count: int) -> Ints:
+        """``count`` fresh slots, blank."""
+        while self._free.size < count:
+            size = self._live.size
+            for columns, layout, shape in (
+                (self.conn, CONNECTION, (size,)),
+                (self.side, SIDE, (size, 2)),
+            ):
+                for name, more in _columns(layout, shape).items():
+                    columns[name] = np.concatenate([columns[name], more])
+            self._live = np.concatenate([self._live, np.zeros(size, np.bool_)])
+            self._free = np.concatenate([self._free, np.arange(size, 2 * size)])
+        slots, self._free = self._free[:count], self._free[count:]
+        self._live[slots] = True
+        return slots
+
+    def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> None:
+        """Enter distinct new keys into the table."""
+        if self.table.crowded(len(keys)):
+            moved, homes = self.table.grow(len(keys))
+            self.conn["home"][moved] = homes
+        self.conn["home"][slots] = self.table.insert(keys, hashes, slots)
+
+    def evict(self) -> Ints:
+        """Keep the limit: the slots that were given up, which may be taken again."""
+        used = np.flatnonzero(self._live)
+        if used.size <= self.limit:
+            return used[:0]
+        spare = used.size - (self.limit - self.limit // _HEADROOM)
+        ended = self.over(used)
+        order = np.lexsort((self.conn["number"][used], self.conn["last_number"][used], ~ended))
+        gone = used[order[:spare]]
+        self.left += gone.size
+        for columns, layout in ((self.conn, CONNECTION), (self.side, SIDE)):
+            for name, (_, begin) in layout.items():
+                columns[name][gone] = begin
+        self._live[gone] = False
+        self._free = np.concatenate([self._free, gone])
+        owed = self.conn["owed"]
+        orphans = used[(owed[used] != EMPTY) & ~self._live[owed[used]]]
+        self.conn["owed"][orphans] = EMPTY
+        kept, homes = self.table.rebuild(self._live)
+        self.conn["home"][kept] = homes
+        return gone
+
+    def over(self, slots: Ints) -> Bools:
+        """Which connections have ended (a stray one never began)."""
+        state = self.conn["state"][slots]
+        over: Bools = np.isin(state, [*ENDED, State.STRAY])
+        return over

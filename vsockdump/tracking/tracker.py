@@ -1,0 +1,237 @@
+"""Follow every connection and its credit, batch by batch, in bounded memory.
+
+The tracker puts the other modules of this folder in order: assign rows to connections, advance
+their lives, account their credit, and, as far as it is asked to, keep figures for a report and
+look for findings. It reads no clock: whoever has one tells it the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump.frames import Interface, InterfaceStatistics, Ints
+from vsockdump.packets import PacketBatch
+from vsockdump.tracking import report
+from vsockdump.tracking.assign import Assigner, Rows
+from vsockdump.tracking.columns import NULL, TrackedBatch
+from vsockdump.tracking.credit import Account, Life, account, extremes, live
+from vsockdump.tracking.detect import MOST_FINDINGS, Detector, Raised
+from vsockdump.tracking.epilogue import Epilogue
+from vsockdump.tracking.findings import BITS, Finding
+from vsockdump.tracking.pending import Pending
+from vsockdump.tracking.repair import Repairer
+from vsockdump.tracking.report import Connection
+from vsockdump.tracking.store import Store
+from vsockdump.tracking.times import Stall, messages, spend, stalls
+from vsockdump.wire import Op, RwFlag, Type
+
+STALL_THRESHOLD_NS: Final = 100_000_000
+MAX_CONNECTIONS: Final = 131_072
+"""Connections remembered unless told otherwise; each costs some 700 bytes."""
+MOST_STALLS: Final = 100_000
+"""Stalls kept one by one; later ones still count in their connections' figures."""
+
+
+class Tracker:
+    """Feed it every batch in order, then ``finish()`` it, then ask.
+
+    ``report`` keeps the figures behind ``connections()``; ``findings`` looks for what is wrong
+    (and needs the figures). Without both it gives each packet its connection, seq and windows,
+    at the least cost.
+    """
+
+    def __init__(
+        self,
+        *,
+        stall_threshold_ns: int = STALL_THRESHOLD_NS,
+        max_connections: int = MAX_CONNECTIONS,
+        report: bool = True,
+        findings: bool = True,
+    ) -> None:
+        self._threshold = stall_threshold_ns
+        self._store = Store(max_connections)
+        self._assigner = Assigner(self._store)
+        self._pending = Pending(self._store)
+        self._detector = Detector(self._store)
+        self._repairer = Repairer()
+        self._report = report or findings
+        self._look = findings
+        self._end_ns = 0
+        self._interfaces: tuple[Interface, ...] = ()
+        self._findings: list[Finding] = []
+        self._fresh: list[Finding] = []
+        self._stalls: list[Stall] = []
+        self._finished = False
+        self.findings_dropped = 0
+        """Findings beyond MOST_FINDINGS."""
+
+    @property
+    def left(self) -> int:
+        """Connections that were given up to keep the limit."""
+        return self._store.left
+
+    @property
+    def given_up(self) -> int:
+        """Packets that were forgotten while they waited to be read."""
+        return self._pending.given_up
+
+    def feed(self, batch: PacketBatch) -> TrackedBatch:
+        """Track a batch; the columns are of its rows, in its order."""
+        raised: list[Raised] = []
+        if len(batch):
+            self._end_ns = max(self._end_ns, int(batch.frames.time_ns.max()))
+        if self._look:
+            raised += self._detector.interfaces(batch)
+            raised += self._detector.undecoded(batch)
+        rows = self._assigner.assign(batch)
+        if rows is None:
+            self._keep(raised)
+            return self._columns(batch, None, None, None, raised)
+        repaired = self._repairer.feed(rows) if batch.excess.any() else np.zeros(0, np.int64)
+        life = live(rows, self._store)
+        accounts = account(rows, life, self._store)
+        outstanding = None
+        if self._report:
+            extremes(rows, life, accounts, self._store)
+            spend(rows, life, accounts, self._store)
+            ended = stalls(rows, accounts, self._store, self._threshold)
+            self._stalls += [stall for _, stall in ended][: MOST_STALLS - len(self._stalls)]
+            eom = (rows.op == Op.RW) & (rows.flags & RwFlag.EOM != 0)
+            eom &= self._store.conn["type"][rows.slot] == Type.SEQPACKET
+            if eom.any():
+                messages(rows, accounts, self._store, eom)
+            outstanding = self._pending.feed(rows, accounts)
+            if self._look:
+                raised += self._detector.feed(rows, life, accounts, outstanding)
+                raised += self._detector.stalls(rows, ended)
+                raised += self._detector.repaired(rows, repaired)
+        tracked = self._columns(batch, rows, life, (accounts, outstanding), raised)
+        self._keep(raised)
+        self._pending.forget(self._store.evict())
+        return tracked
+
+    def _columns(
+        self,
+        batch: PacketBatch,
+        rows: Rows | None,
+        life: Life | None,
+        figures: tuple[tuple[Account, Account], tuple[Ints, Ints] | None] | None,
+        raised: list[Raised],
+    ) -> TrackedBatch:
+        count = len(batch)
+        found = np.zeros(count, np.uint64)
+        for row, finding in raised:
+            if row != NULL:
+                found[row] |= np.uint64(BITS[finding.code])
+        if rows is None or life is None or figures is None:
+            nothing = np.full(count, NULL)
+            zeros = np.zeros(count, np.int64)
+            return TrackedBatch(
+                conn=zeros,
+                slot=zeros,
+                tx_cnt=nothing,
+                in_flight=nothing,
+                window=nothing,
+                effective_window=nothing,
+                outstanding=nothing,
+                stalled=np.zeros(count, np.bool_),
+                state=nothing,
+                found=found,
+            )
+        (first, second), outstanding = figures
+        server = rows.server
+
+        def scatter(values: NDArray[Any], missing: int) -> NDArray[Any]:
+            column = np.full(count, missing, values.dtype)
+            column[rows.row] = values
+            return column
+
+        def sent(name: str) -> Ints:
+            chosen = np.where(server, getattr(second, name), getattr(first, name))
+            return scatter(chosen, NULL)
+
+        waiting = np.full(count, NULL)
+        if outstanding is not None:
+            waiting[rows.row] = np.where(server, outstanding[1], outstanding[0])
+        return TrackedBatch(
+            conn=scatter(self._store.conn["number"][rows.slot], 0),
+            slot=scatter(rows.slot, self._store.conn["number"].size),
+            tx_cnt=sent("tx_cnt"),
+            in_flight=sent("in_flight"),
+            window=sent("window"),
+            effective_window=sent("effective"),
+            outstanding=waiting,
+            stalled=scatter(np.where(server, second.stalled, first.stalled), False),
+            state=scatter(life.after.astype(np.int64), NULL),
+            found=found,
+        )
+
+    # -- findings -----------------------------------------------------------------------------
+
+    def _keep(self, raised: list[Raised]) -> None:
+        findings = sorted((finding for _, finding in raised), key=lambda f: f.number)
+        room = max(MOST_FINDINGS - len(self._findings), 0)
+        self.findings_dropped += max(len(findings) - room, 0)
+        self._findings += findings[:room]
+        self._fresh += findings[:room]
+
+    def fresh(self, now_ns: int | None = None) -> list[Finding]:
+        """Findings since the last call, for a live display.
+
+        With ``now_ns``, stalls that last already and count are among them, once.
+        """
+        fresh, self._fresh = self._fresh, []
+        if now_ns is None:
+            return fresh
+        told = self._store.side["stall_told"]
+        for slot, stall in report.open_stalls(self._store, now_ns, self._threshold):
+            if told[slot, stall.sender] != stall.number:
+                told[slot, stall.sender] = stall.number
+                fresh.append(self._detector.stall(stall, slot))
+        return fresh
+
+    def findings(self) -> list[Finding]:
+        """Every finding, in order of the packets that show them."""
+        return sorted(self._findings, key=lambda finding: finding.number)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def finish(
+        self,
+        end_ns: int | None = None,
+        statistics: Mapping[int, InterfaceStatistics] | None = None,
+    ) -> None:
+        """The capture is over, at ``end_ns`` (default: its latest packet).
+
+        ``statistics`` are the source's counters, which tell of packets dropped.
+        """
+        if end_ns is not None:
+            self._end_ns = end_ns
+        if not self._look or self._finished:
+            return
+        self._finished = True
+        epilogue = Epilogue(self._store, self._detector)
+        last = epilogue.findings(self._end_ns, self._threshold, statistics or {})
+        last += epilogue.bounds(self.left, self.given_up)
+        self._keep([(NULL, finding) for finding in last])
+
+    def stalls(self) -> list[Stall]:
+        """The stalls that count, in order of their beginning."""
+        last = [s for _, s in report.open_stalls(self._store, self._end_ns, self._threshold)]
+        return sorted(self._stalls + last, key=lambda stall: stall.number)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Every connection's figures as columns, which pandas and polars take as they are."""
+        return report.columns(self._store, self._pending, self._end_ns, self._threshold)
+
+    def record_array(self) -> NDArray[Any]:
+        """The same as one numpy record array."""
+        return report.record_array(self.columns())
+
+    def connections(self) -> list[Connection]:
+        """Every connection that is still remembered, in order of its first packet."""
+        return report.objects(self.columns())
