@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import click
 
 SUBCOMMANDS: Final = {
+    "conns": "vsockdump.cli.conns:conns",
+    "credit": "vsockdump.cli.credit:credit",
+    "check": "vsockdump.cli.check:check",
     "device": "vsockdump.cli.device:device",
 }
 """Each subcommand's name and where its click command is; imported when it is called for."""

@@ -25,7 +25,9 @@ from vsockdump.sources import Source
 from vsockdump.tracking.columns import TrackedBatch
 
 if TYPE_CHECKING:
+    from vsockdump.filters import Filter
     from vsockdump.sinks.savefile import SavefileWriter
+    from vsockdump.tracking.tracker import Tracker
 
 _NANO: Final = 9
 _MICRO: Final = 6
@@ -135,7 +137,7 @@ class _Run:
         if not options["write"] and any(options[n] for n in ("file_size", "seconds", "file_count")):
             raise click.UsageError("-C, -G and -W need -w")
         with ExitStack() as stack:
-            source, selects = stack.enter_context(opened(self._inputs))
+            source, selects, exact = stack.enter_context(opened(self._inputs))
             if options["user"]:
                 from vsockdump.privileges import drop
 
@@ -144,20 +146,21 @@ class _Run:
             stack.enter_context(interrupt.watched())
             writer = self._writer(source)
             self._announce(source)
-            packets = self._walk(source, interrupt, selects, writer)
+            tracker = self._tracker(selects, exact)
+            packets = self._walk(source, interrupt, selects, tracker, writer)
             if options["only_count"]:
                 click.echo(f"{packets} packet{'' if packets == 1 else 's'}")
             self._sum_up(source, packets)
         return 0
 
     def _print_program(self) -> int:
-        from vsockdump.filters import bpf
-
         chosen = self._inputs.selects()
         if chosen is None:
             raise click.UsageError("-d needs a filter expression")
+        from vsockdump import filters
+
         program = chosen.bpf(self._inputs.kept)
-        click.echo(bpf.dump(program, self._options["program"]))
+        click.echo(filters.dump(program, self._options["program"]))
         return 0
 
     def _writer(self, source: Source) -> SavefileWriter | None:
@@ -182,6 +185,20 @@ class _Run:
             statistics=source.statistics,
         )
 
+    @property
+    def _prints(self) -> bool:
+        options = self._options
+        return not options["only_count"] and (not options["write"] or options["also_print"])
+
+    def _tracker(self, selects: Filter | None, exact: bool) -> Tracker | None:
+        """A tracker as far as one is needed; none where the kernel filter hides half of it."""
+        asked = selects is not None and selects.needs_tracking
+        if not asked and not (self._prints and exact):
+            return None
+        from vsockdump.tracking.tracker import Tracker
+
+        return Tracker(report=self._options["verbose"] > 1, findings=asked)
+
     def _announce(self, source: Source) -> None:
         """tcpdump's line about what is read, on standard error."""
         if self._inputs.live:
@@ -198,19 +215,18 @@ class _Run:
         self,
         source: Source,
         interrupt: Interrupt,
-        selects: Any,
+        selects: Filter | None,
+        tracker: Tracker | None,
         writer: SavefileWriter | None,
     ) -> int:
         options = self._options
-        show = None
-        if not options["only_count"] and (writer is None or options["also_print"]):
-            show = self._printer()
+        show = self._printer() if self._prints else None
         meter = Meter(source, shown=show is None)
         live = self._inputs.live
         packets = 0
         try:
             for batch, tracked in travel(
-                source, interrupt, selects=selects, limit=options["limit"]
+                source, interrupt, tracker=tracker, selects=selects, limit=options["limit"]
             ):
                 packets += len(batch)
                 if writer is not None:

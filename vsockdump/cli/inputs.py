@@ -1,7 +1,8 @@
 """What a command reads: a file, a pipe or live devices, and the filter over it.
 
-A filter on a live device goes into the kernel, where it saves copying; what only tracking can
-tell is filtered afterwards. On a file all filtering comes after tracking.
+A filter on a live device goes into the kernel, where it saves copying. One that asks for what only
+tracking knows is split: the kernel does the part that passes whole connections, the rest comes
+after tracking. On a file all filtering comes after tracking.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vsockdump.errors import DeviceError, VsockdumpError
 from vsockdump.sources import Source
@@ -35,6 +36,8 @@ class Inputs:
     buffer: int | None = None
     immediate: bool = False
     create: bool = False
+    in_kernel: bool = True
+    """Whether a filter on a device may run in the kernel, where it hides packets from tracking."""
 
     def __post_init__(self) -> None:
         if self.file is not None and self.interfaces:
@@ -67,16 +70,25 @@ class Inputs:
         return filters.compile(text)
 
 
+class Opened(NamedTuple):
+    """A source, the filter still to be applied to its packets, and whether it shows whole
+    connections, so that what is tracked is right."""
+
+    source: Source
+    selects: Filter | None
+    exact: bool
+
+
 @contextmanager
-def opened(inputs: Inputs) -> Iterator[tuple[Source, Filter | None]]:
-    """The source, and the filter that is still to be applied to its packets."""
+def opened(inputs: Inputs) -> Iterator[Opened]:
+    """Open what the options name; closed again at the end of the block."""
     selects = inputs.selects()
     if inputs.file is not None:
         from vsockdump.sources.savefile import Savefile
 
         source: Source = Savefile(inputs.file)
         try:
-            yield source, selects
+            yield Opened(source, selects, True)
         finally:
             source.close()
         return
@@ -89,9 +101,15 @@ def opened(inputs: Inputs) -> Iterator[tuple[Source, Filter | None]]:
 
             for name in names:
                 stack.enter_context(temporary(name))
-        program, text = None, ""
-        if selects is not None and not selects.needs_tracking:
-            program, text, selects = selects.bpf(inputs.kept), selects.text, None
+        program, text, exact = None, "", True
+        if selects is not None and inputs.in_kernel:
+            kernel: Filter | None = selects
+            if selects.needs_tracking:
+                kernel, selects = selects.kernel_part()
+            else:
+                exact, selects = selects.keeps_connections, None
+            if kernel is not None:
+                program, text = kernel.bpf(inputs.kept), kernel.text
         capture = LiveCapture(
             names,
             snaplen=inputs.snaplen,
@@ -101,7 +119,7 @@ def opened(inputs: Inputs) -> Iterator[tuple[Source, Filter | None]]:
             filter_text=text,
         )
         stack.callback(capture.close)
-        yield capture, selects
+        yield Opened(capture, selects, exact)
 
 
 def _only_device() -> str:

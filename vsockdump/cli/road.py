@@ -10,12 +10,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from vsockdump.frames import Bools, FrameBatch
+from vsockdump.frames import FrameBatch
 from vsockdump.packets import PacketBatch, decode
 from vsockdump.sources import Source
 from vsockdump.tracking.columns import TrackedBatch
+
+if TYPE_CHECKING:
+    from vsockdump.filters import Filter
 
 
 class Tracks(Protocol):
@@ -23,14 +26,6 @@ class Tracks(Protocol):
 
     def feed(self, batch: PacketBatch) -> TrackedBatch:
         """The tracked columns of a batch."""
-        ...
-
-
-class Selects(Protocol):
-    """A filter over columns."""
-
-    def mask(self, batch: PacketBatch, tracked: TrackedBatch | None = None) -> Bools:
-        """The rows that pass, as a mask of shape (n,)."""
         ...
 
 
@@ -82,7 +77,7 @@ def travel(
     interrupt: Interrupt,
     *,
     tracker: Tracks | None = None,
-    selects: Selects | None = None,
+    selects: Filter | None = None,
     limit: int | None = None,
 ) -> Iterator[tuple[PacketBatch, TrackedBatch | None]]:
     """Decoded batches that pass ``selects``, at most ``limit`` packets of them in all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -9,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsockdump.frames import Bools, Ints
+from vsockdump.tracking.findings import BITS, CODES
+from vsockdump.tracking.states import State
 
 NULL: Final = -1
 """A figure nobody can know (yet); every figure that is known is 0 or more."""
@@ -38,6 +41,31 @@ class TrackedBatch:
     stalled: Bools
     state: Ints
     found: NDArray[np.uint64]
+
+    @property
+    def state_names(self) -> Sequence[str]:
+        """The name of each code in ``state``, as users type it."""
+        return [state.label for state in State]
+
+    @property
+    def finding_codes(self) -> Collection[str]:
+        """Every code that a finding can have."""
+        return CODES.keys()
+
+    def number(self, name: str) -> tuple[Ints, Bools]:
+        """A column of figures, and where it is known; ``conn`` is known where it is not 0."""
+        column: Ints = getattr(self, name)
+        return column, column != (0 if name == "conn" else NULL)
+
+    def states(self) -> tuple[Ints, Bools]:
+        """The state column, and where it is known."""
+        return self.state, self.state != NULL
+
+    def finding(self, code: str) -> Bools:
+        """Where the packet shows a finding of this code; any finding if ``code`` is empty."""
+        wanted = BITS[code] if code else sum(BITS.values())
+        shows: Bools = self.found & np.uint64(wanted) != 0
+        return shows
 
     def take(self, rows: Ints | Bools | slice) -> TrackedBatch:
         """The columns of ``rows`` (a mask, indices or a slice)."""

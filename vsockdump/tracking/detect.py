@@ -478,7 +478,7 @@ class Detector:
         """A stall as a finding."""
         sender, receiver = names(self._store, slot)[:: -1 if stall.sender else 1]
         lasted = stall.duration_ns / 1e9
-        end = "then read on" if stall.recovered else "nor later"
+        end = "then read on" if stall.recovered else "and never did"
         facts: dict[str, Any] = {
             "start_ns": stall.start_ns,
             "duration_ns": stall.duration_ns,
@@ -490,6 +490,7 @@ class Detector:
             number=stall.number,
             time_ns=stall.start_ns,
             conn=stall.conn,
-            message=f"{sender} could not send for {lasted:.3f} s: {receiver} did not read, {end}",
+            message=f"{sender} could not send for {lasted:.3f} s: "
+            f"{receiver} was not reading, {end}",
             facts=facts,
         )

@@ -7,7 +7,7 @@ look for findings. It reads no clock: whoever has one tells it the time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,8 @@ from vsockdump.wire import Op, RwFlag, Type
 STALL_THRESHOLD_NS: Final = 100_000_000
 MAX_CONNECTIONS: Final = 131_072
 """Connections remembered unless told otherwise; each costs some 700 bytes."""
+Watch = Callable[[Rows, tuple[Account, Account], Ints], None]
+"""Given a batch's rows, both accounts, and the connection number of each run."""
 MOST_STALLS: Final = 100_000
 """Stalls kept one by one; later ones still count in their connections' figures."""
 
@@ -41,7 +43,7 @@ class Tracker:
 
     ``report`` keeps the figures behind ``connections()``; ``findings`` looks for what is wrong
     (and needs the figures). Without both it gives each packet its connection, seq and windows,
-    at the least cost.
+    at the least cost. ``watch`` is shown both directions' accounts of every batch.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Tracker:
         max_connections: int = MAX_CONNECTIONS,
         report: bool = True,
         findings: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         self._threshold = stall_threshold_ns
         self._store = Store(max_connections)
@@ -60,6 +63,7 @@ class Tracker:
         self._repairer = Repairer()
         self._report = report or findings
         self._look = findings
+        self._watch = watch
         self._end_ns = 0
         self._interfaces: tuple[Interface, ...] = ()
         self._findings: list[Finding] = []
@@ -94,6 +98,8 @@ class Tracker:
         repaired = self._repairer.feed(rows) if batch.excess.any() else np.zeros(0, np.int64)
         life = live(rows, self._store)
         accounts = account(rows, life, self._store)
+        if self._watch is not None:
+            self._watch(rows, accounts, self._store.conn["number"][rows.slots])
         outstanding = None
         if self._report:
             extremes(rows, life, accounts, self._store)

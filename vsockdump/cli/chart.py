@@ -1,0 +1,85 @@
+"""A small chart of a direction's effective window over its life, in one line of a terminal.
+
+Strategy: each direction keeps a bounded number of points; when it is full, neighbours are merged
+by their lesser window and points are taken half as often, so a chart never misses a stall.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from vsockdump.frames import Ints
+from vsockdump.tracking.assign import Rows
+from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.credit import Account
+
+MOST_CONNECTIONS: Final = 1024
+"""Connections charted: the first ones; the others have figures alone."""
+_POINTS: Final = 2048
+_WIDTH: Final = 60
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+_STALLED: Final = "\N{MULTIPLICATION SIGN}"
+
+
+class _Points:
+    """Times and windows of one direction."""
+
+    def __init__(self) -> None:
+        self.time_ns = np.zeros(0, np.int64)
+        self.window = np.zeros(0, np.int64)
+
+    def add(self, time_ns: Ints, window: Ints) -> None:
+        self.time_ns = np.concatenate([self.time_ns, time_ns])
+        self.window = np.concatenate([self.window, window])
+        while self.time_ns.size > _POINTS:
+            even = self.time_ns.size // 2 * 2
+            pairs = self.window[:even].reshape(-1, 2).min(axis=1)
+            self.window = np.concatenate([pairs, self.window[even:]])
+            self.time_ns = np.concatenate([self.time_ns[:even:2], self.time_ns[even:]])
+
+
+class Recorder:
+    """Watches a tracker and remembers windows."""
+
+    def __init__(self) -> None:
+        self._points: dict[tuple[int, int], _Points] = {}
+
+    def feed(self, rows: Rows, accounts: tuple[Account, Account], numbers: Ints) -> None:
+        """Take note of a batch; ``numbers`` (r,) are the connections of its runs."""
+        lasts = rows.runs.lasts.tolist()
+        for run, (number, begin) in enumerate(
+            zip(numbers.tolist(), rows.runs.begins.tolist(), strict=True)
+        ):
+            if number > MOST_CONNECTIONS:
+                continue
+            part = slice(begin, lasts[run] + 1)
+            for sender, account in enumerate(accounts):
+                window = account.effective[part]
+                known = window != NULL
+                if known.any():
+                    points = self._points.setdefault((number, sender), _Points())
+                    points.add(rows.time_ns[part][known], window[known])
+
+    def chart(self, conn: int, sender: int) -> str:
+        """The chart of one direction, its width at most _WIDTH; "" if nothing is known of it."""
+        points = self._points.get((conn, sender))
+        if points is None or not int(points.window.max()):
+            return ""
+        begin, end = int(points.time_ns.min()), int(points.time_ns.max())
+        span = max(end - begin, 1)
+        place = (points.time_ns - begin) * _WIDTH // (span + 1)
+        least = np.full(_WIDTH, np.iinfo(np.int64).max)
+        np.minimum.at(least, place, points.window)
+        # A window holds until the next packet; at a column's end the last one of it does.
+        top = int(points.window.max())
+        current, cells = int(points.window[0]), []
+        final = np.full(_WIDTH, NULL)
+        final[place] = points.window
+        for column in range(_WIDTH):
+            value = min(current, int(least[column]))
+            current = int(final[column]) if final[column] != NULL else current
+            level = value * (len(_BLOCKS) - 1) // top
+            cells.append(_BLOCKS[level] if value else _STALLED)
+        return "".join(cells)

@@ -1,0 +1,60 @@
+"""Figures as people read them, and tables of them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from vsockdump.sinks.clock import rfc3339
+from vsockdump.sinks.sheet import lines
+from vsockdump.wire import CID_NAMES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_WIDE: Final = 10_000
+"""Columns assumed where there is no terminal: a pipe has no width to fold lines to."""
+
+
+def size(count: int | None) -> str:
+    """Bytes, e.g. ``256 KiB``; exact below 1 KiB."""
+    if count is None:
+        return "-"
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    digits = 0 if unit == 0 or value == int(value) or value >= 100 else 1
+    return f"{value:.{digits}f} {_UNITS[unit]}"
+
+
+def duration(ns: int | None) -> str:
+    """A time span, e.g. ``1.45 s``, ``213 us``."""
+    if ns is None:
+        return "-"
+    for factor, unit in ((10**9, "s"), (10**6, "ms"), (10**3, "us")):
+        if ns >= factor:
+            value = ns / factor
+            return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f} {unit}"
+    return f"{ns} ns"
+
+
+def timestamp(time_ns: int) -> str:
+    """A time as RFC 3339, in UTC with nanoseconds."""
+    return lines(rfc3339(np.array([time_ns])), 1).decode()
+
+
+def endpoint(end: tuple[int, int]) -> str:
+    """``host.1024``: CID by name where it has one, and port."""
+    cid, port = end
+    return f"{CID_NAMES.get(cid, cid)}.{port}"
+
+
+def console() -> Console:
+    """Where tables go: standard output, colored and folded only on a terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(width=width, highlight=False, soft_wrap=False, emoji=False, markup=False)
