@@ -117,8 +117,11 @@ class FrameBatch:
         kept: dict[int, tuple[Option, ...]] = {}
         if self.options:
             chosen = np.arange(len(self))[rows]
-            places = {int(row): place for place, row in enumerate(chosen)}
-            kept = {places[row]: opts for row, opts in self.options.items() if row in places}
+            places = np.flatnonzero(np.isin(chosen, list(self.options)))
+            kept = {
+                place: self.options[row]
+                for place, row in zip(places.tolist(), chosen[places].tolist(), strict=True)
+            }
         return replace(
             self,
             offset=self.offset[rows],
