@@ -17,7 +17,7 @@ TOKEN = "0123456789abcdef"
 FILES = {
     "cmdline": f"console=ttyS0 {guard.TOKEN_PARAMETER}={TOKEN} quiet\n",
     "1/comm": "virtme-ng-init\n",
-    "mounts": "proc /proc proc rw 0 0\n/dev/root / 9p ro,access=any,trans=virtio 0 0\n",
+    "1/mounts": "proc /proc proc rw 0 0\n/dev/root / 9p ro,access=any,trans=virtio 0 0\n",
     "cpuinfo": "processor\t: 0\nflags\t\t: fpu svm hypervisor lahf_lm\n",
 }
 
@@ -40,7 +40,7 @@ def test_a_test_vm_is_recognised(tmp_path: Path) -> None:
         ("cmdline", "console=ttyS0 quiet\n"),
         ("cmdline", f"console=ttyS0 {guard.TOKEN_PARAMETER}={TOKEN}0 quiet\n"),
         ("1/comm", "systemd\n"),
-        ("mounts", "/dev/vda / ext4 rw 0 0\nx /mnt 9p ro 0 0\n"),
+        ("1/mounts", "/dev/vda / ext4 rw 0 0\nx /mnt 9p ro 0 0\n"),
         ("cpuinfo", "processor\t: 0\nflags\t\t: fpu svm lahf_lm\n"),
         ("cpuinfo", ""),
     ],

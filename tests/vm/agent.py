@@ -120,16 +120,35 @@ def carry_out(name: str, results: Path) -> bool:
     return bool(status["ok"])
 
 
+def _shell(words: list[str], results: Path) -> int:
+    """Run a command, or a shell, on the console; its exit status."""
+    from .shell import BEGIN, END
+
+    environment = dict(os.environ, RESULTS=str(results), TERM=os.environ.get("TERM", "linux"))
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    # The kernel's own messages would come between.
+    command("dmesg", "--console-level", "emerg")
+    print(BEGIN.decode(), flush=True)
+    done = subprocess.run(words or ["bash", "--norc", "-i"], env=environment, cwd=results)
+    print(END.decode(), flush=True)
+    return done.returncode
+
+
 def main() -> int:
     """Entry point: bring the VM up and carry out the scenarios named on the command line."""
     parser = argparse.ArgumentParser(description="Carry out scenarios inside the test VM.")
     parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--shell", nargs=argparse.REMAINDER, help="run this instead, or a shell")
     parser.add_argument("scenarios", nargs="*")
     options = parser.parse_args()
     guard.require_test_vm()
     bring_up()
     add_device()
     write_json(options.results / "agent.json", {"release": os.uname().release})
+    if options.shell is not None:
+        status = _shell(options.shell, options.results)
+        write_json(options.results / "done.json", status)
+        return status
     ended = {name: carry_out(name, options.results) for name in options.scenarios}
     write_json(options.results / "done.json", ended)
     os.sync()

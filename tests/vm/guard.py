@@ -6,7 +6,7 @@ first. The answer rests on four things that together hold only in a VM this proj
 
 - the kernel's command line carries the token of this boot, and the environment names the same;
 - process 1 is virtme-ng's init;
-- the root file system is the host's, shared over 9p or virtiofs;
+- the root file system that process 1 sees is the host's, shared over 9p or virtiofs;
 - the processor says that it is virtual.
 
 Invariants: nothing here opens, loads or changes anything; a file that cannot be read counts
@@ -50,7 +50,7 @@ def refusal(proc: Path = Path("/proc"), token: str | None = None) -> str | None:
     # The kernel keeps 15 characters of a process's name.
     if _read(proc / "1/comm").strip() not in {name[:15] for name in _INIT_NAMES}:
         return "process 1 is not virtme-ng's init"
-    roots = [line.split() for line in _read(proc / "mounts").splitlines()]
+    roots = [line.split() for line in _read(proc / "1/mounts").splitlines()]
     if not any(r[1:3] == ["/", kind] for r in roots for kind in _SHARED_ROOTS):
         return "the root file system is not one shared by a host"
     flags = [x for x in _read(proc / "cpuinfo").splitlines() if x.startswith("flags")]

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ MEMORY = "2G"
 CPUS = 1
 """With several emulated processors, a kernel that patches its own code on one of them now and then
 panics on a stale breakpoint on another; and the guest inside runs at half the speed."""
+_CACHED_ROOT = (
+    "-virtfs local,path=/,mount_tag=cached,security_model=none,readonly=on,multidevs=remap"
+)
+"""The host's files once more, for enter.sh to mount with a cache."""
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -81,21 +85,12 @@ def vng_command(
     vng = kernels.which("vng")
     if vng is None:
         raise VMError("virtme-ng is missing: pip install -e '.[dev]'")
-    inside = ["env", f"{guard.TOKEN_VARIABLE}={token}", f"PYTHONPATH={REPOSITORY}", *command]
+    inside = ["sh", str(Path(__file__).with_name("enter.sh")), str(folder)]
+    inside += ["env", f"{guard.TOKEN_VARIABLE}={token}", f"PYTHONPATH={REPOSITORY}", *command]
     options = ["--disable-kvm", "--disable-microvm", "--force-9p", "--user", "root", "--verbose"]
     options += ["--cpus", str(CPUS), "--memory", MEMORY, "--rwdir", str(folder)]
-    options += ["--cwd", str(REPOSITORY), "--append", f"{guard.TOKEN_PARAMETER}={token}"]
+    options += [f"--qemu-opts={_CACHED_ROOT}", "--append", f"{guard.TOKEN_PARAMETER}={token}"]
     return [vng, "--run", str(kernel.image), *options, "--", shlex.join(inside)]
-
-
-def new_token() -> str:
-    """A token that only one boot carries."""
-    return secrets.token_hex(8)
-
-
-def environment() -> dict[str, str]:
-    """What virtme-ng runs with: it calls its own helpers by name."""
-    return dict(os.environ, PATH=kernels.tool_path())
 
 
 def agent_command(folder: Path, scenarios: Sequence[str]) -> list[str]:
@@ -108,78 +103,97 @@ def _console_tail(log: Path, lines: int = 25) -> str:
     return "\n".join(text.replace("\r", "").splitlines()[-lines:])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End virtme-ng and the QEMU below it: it leads a process group of its own."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+class Console:
+    """virtme-ng on a pseudo terminal: what the VM's console shows is logged, and may be watched.
+
+    Left, virtme-ng and the QEMU below it have ended; they form a process group of their own.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log.open("ab", buffering=0)
+        self.terminal, inner = pty.openpty()
         try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
+            self.process = subprocess.Popen(
+                command,
+                stdin=inner,
+                stdout=inner,
+                stderr=inner,
+                # virtme-ng calls its own helpers by name.
+                env=dict(os.environ, PATH=kernels.tool_path()),
+                start_new_session=True,
+            )
+        finally:
+            os.close(inner)
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+        os.close(self.terminal)
+        self.log.close()
+
+    def read(self, seconds: float) -> bytes | None:
+        """What the console shows next: empty when nothing comes in time, None at its end."""
+        ready, _, _ = select.select([self.terminal], [], [], seconds)
+        if not ready:
+            return b""
         try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+            chunk = os.read(self.terminal, 65536)
+        except OSError:  # the other end of the pseudo terminal is gone
+            chunk = b""
+        self.log.write(chunk)
+        return chunk or None
 
 
-def _drain(
-    terminal: int, log: Path, process: subprocess.Popen[bytes], beat: Path, limit: float
-) -> str | None:
-    """Copy the terminal to `log` until the process ends; say which limit it passed, if one."""
+def _watch(console: Console, beat: Path, limit: float, show: Callable[[bytes], None]) -> str | None:
+    """Show the console until its end; say which limit was passed, if one was."""
     started = time.monotonic()
-    with log.open("ab", buffering=0) as out:
-        while True:
-            ready, _, _ = select.select([terminal], [], [], 0.2)
-            if ready:
-                try:
-                    chunk = os.read(terminal, 65536)
-                except OSError:  # the other end of a pseudo terminal is gone
-                    chunk = b""
-                if chunk:
-                    out.write(chunk)
-                    continue
-                process.wait()
-                return None
-            spent = time.monotonic() - started
-            if not beat.exists() and spent > BOOT_SECONDS:
-                return f"did not boot within {BOOT_SECONDS} s"
-            if spent > limit:
-                return f"did not finish within {limit:g} s"
+    while (chunk := console.read(0.2)) is not None:
+        show(chunk)
+        spent = time.monotonic() - started
+        if spent > BOOT_SECONDS and not beat.exists():
+            return f"did not boot within {BOOT_SECONDS} s"
+        if spent > limit:
+            return f"did not finish within {limit:g} s"
+    console.process.wait()
+    return None
 
 
 def boot(
-    kernel: kernels.Kernel, scenarios: Sequence[str], folder: Path, *, seconds: float = 600
+    kernel: kernels.Kernel,
+    scenarios: Sequence[str],
+    folder: Path,
+    *,
+    seconds: float = 600,
+    show: Callable[[bytes], None] = lambda chunk: None,
 ) -> Run:
     """Boot `kernel`, run the scenarios, return their results.
 
-    `folder` is made when missing and has to be empty. A scenario that failed does not raise
-    here but where its results are asked for; a VM that did not come up or to its end does.
+    `folder` is made when missing and has to be empty; `show` gets what the console shows. A
+    scenario that failed does not raise here but where its results are asked for; a VM that did
+    not come up or to its end does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise VMError(f"{folder} is not empty")
-    token = new_token()
+    token = secrets.token_hex(8)
     command = vng_command(kernel, folder, agent_command(folder, scenarios), token=token)
     log = folder / "console.log"
-    terminal, inner = pty.openpty()
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            env=environment(),
-            start_new_session=True,
-        )
-    finally:
-        os.close(inner)
-    try:
-        late = _drain(terminal, log, process, folder / "agent.json", seconds)
-    finally:
-        _end(process)
-        os.close(terminal)
-    if late is None and not (folder / "agent.json").exists():
-        late = f"ended before it was up (virtme-ng's status {process.returncode})"
+    beat = folder / "agent.json"
+    with Console(command, log) as console:
+        late = _watch(console, beat, seconds, show)
+    if late is None and not beat.exists():
+        late = f"ended before it was up (virtme-ng's status {console.process.returncode})"
     if late is None and not (folder / "done.json").exists():
         late = "died before its scenarios were done"
     if late is not None:
