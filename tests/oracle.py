@@ -63,15 +63,19 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A stall that lasted for the threshold or longer."""
+    """A stall that lasted for the threshold or longer.
+
+    ``sender`` is who could not send (0 the client, 1 the server), ``number`` the packet that began
+    it, ``end_number`` the one that ended it; None where none did.
+    """
 
     conn: int
-    sender: Endpoint
-    receiver: Endpoint
-    start_number: int
+    sender: int
+    number: int
     start_ns: int
     duration_ns: int
     recovered: bool
+    end_number: int | None
 
 
 class Advertisement(NamedTuple):
@@ -184,11 +188,13 @@ class Connection:
     opened: bool
     state: str
     directions: list[Direction]
-    """Client to server, then server to client; the first alone when an end talks to itself."""
+    """Client to server, then server to client."""
     start_ns: int
     last_ns: int
     estimated_from_start: bool
     ended_ns: int | None = None
+    succeeded_ns: int | None = None
+    """When a REQUEST opened the key's next generation."""
     connect_ns: int | None = None
     limited_ns: int = 0
     in_flight_ns: int = 0
@@ -208,15 +214,13 @@ class Connection:
 
     @property
     def server_to_client(self) -> Direction:
-        if len(self.directions) > 1:
-            return self.directions[1]
-        return Direction(sender=self.server, receiver=self.client, base=None)
+        return self.directions[1]
 
     @property
     def stalls(self) -> list[Stall]:
         """Of both directions, in order of their first packet."""
         both = [stall for way in self.directions for stall in way.stalls]
-        return sorted(both, key=lambda stall: stall.start_number)
+        return sorted(both, key=lambda stall: stall.number)
 
 
 def signed(number: int) -> int:
@@ -284,6 +288,8 @@ class Oracle:
         if not packet.decoded or packet.type not in (Type.STREAM, Type.SEQPACKET):
             return Figures()
         sender, receiver = endpoints(packet)
+        if sender == receiver:
+            return Figures()
         identity = (frozenset((sender, receiver)), packet.type)
         key = self._keys.setdefault(identity, Key(packet.interface))
         if packet.interface != key.interface:
@@ -299,16 +305,18 @@ class Oracle:
             end_ns = self._newest_ns or 0
         for connection in self.connections:
             if connection.ended_ns is None:
-                self._pass_time(connection, end_ns)
-                for way in connection.directions:
-                    self._end_stall(connection, way, end_ns, recovered=False)
+                over_ns = connection.succeeded_ns
+                over_ns = end_ns if over_ns is None else over_ns
+                self._pass_time(connection, over_ns)
+                for sender in (0, 1):
+                    self._end_stall(connection, sender, None, over_ns)
         return self.connections
 
     @property
     def stalls(self) -> list[Stall]:
         """Of all connections, in order of their first packet."""
         every = [stall for connection in self.connections for stall in connection.stalls]
-        return sorted(every, key=lambda stall: stall.start_number)
+        return sorted(every, key=lambda stall: stall.number)
 
     # Which connection a packet belongs to.
 
@@ -318,6 +326,8 @@ class Oracle:
         if packet.op == Op.REQUEST:
             owed = latest if latest is not None and latest.state == "closing" else None
             key.owed = owed
+            if latest is not None:
+                latest.succeeded_ns = packet.time_ns
             key.latest = self._open(packet, client_sent=True, state="connecting")
             return key.latest
         if latest is None and packet.op == Op.RST:
@@ -343,8 +353,6 @@ class Oracle:
         if not client_sent:
             shown = shown[::-1]
             directions.reverse()
-        if sender == receiver:
-            directions = [there]
         connection = Connection(
             conn=len(self.connections) + 1,
             type=packet.type,
@@ -390,13 +398,12 @@ class Oracle:
             for way in connection.directions:
                 if way.sender == sender:
                     way.send(packet)
-        for way in connection.directions:
+        for direction, way in enumerate(connection.directions):
             way.note_extremes()
             if stalled(connection, way):
                 way.stall_start = way.stall_start or (packet.number, packet.time_ns)
             else:
-                raised = bool(way.effective_window)
-                self._end_stall(connection, way, packet.time_ns, recovered=raised)
+                self._end_stall(connection, direction, packet.number, packet.time_ns)
 
     def _shut(self, connection: Connection, packet: Packet) -> None:
         sender, _ = endpoints(packet)
@@ -424,6 +431,8 @@ class Oracle:
     def _pass_time(self, connection: Connection, now_ns: int) -> None:
         """Say where the time since the connection's last packet went."""
         gone = elapsed(connection.last_ns, now_ns)
+        if connection.state == "stray":
+            return
         if any(stalled(connection, way) for way in connection.directions):
             connection.limited_ns += gone
         elif any(way.in_flight for way in connection.directions):
@@ -432,25 +441,24 @@ class Oracle:
             connection.idle_ns += gone
 
     def _end_stall(
-        self, connection: Connection, way: Direction, now_ns: int, *, recovered: bool
+        self, connection: Connection, sender: int, end_number: int | None, now_ns: int
     ) -> None:
+        way = connection.directions[sender]
         if way.stall_start is None:
             return
         number, start_ns = way.stall_start
         way.stall_start = None
         duration_ns = elapsed(start_ns, now_ns)
         if duration_ns >= self.stall_threshold_ns:
-            ends = connection.client, connection.server
-            sender, receiver = ends if way is connection.directions[0] else ends[::-1]
             way.stalls.append(
                 Stall(
                     conn=connection.conn,
                     sender=sender,
-                    receiver=receiver,
-                    start_number=number,
+                    number=number,
                     start_ns=start_ns,
                     duration_ns=duration_ns,
-                    recovered=recovered,
+                    recovered=bool(way.effective_window),
+                    end_number=end_number,
                 )
             )
 

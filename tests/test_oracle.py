@@ -242,17 +242,22 @@ def test_loopback_to_the_host_cid_is_one_connection_answered_from_cid_1() -> Non
     assert not connection.estimated
 
 
-def test_an_end_that_talks_to_itself_has_one_direction() -> None:
+@pytest.mark.parametrize(
+    "ends",
+    [
+        (CLIENT, CLIENT),
+        (Endpoint(CID_LOCAL, 5), Endpoint(CID_LOCAL, 5)),
+        (Endpoint(CID_LOCAL, 5), Endpoint(CID_HOST, 5)),
+        (Endpoint(FIRST_GUEST_CID, 5), Endpoint(CID_LOCAL, 5)),
+    ],
+)
+def test_an_endpoint_that_talks_to_itself_has_no_connection(
+    ends: tuple[Endpoint, Endpoint],
+) -> None:
     scene = Scene()
-    ends = (CLIENT, CLIENT)
-    scene.say(Op.REQUEST, ends=ends)
-    assert scene.say(Op.RW, ends=ends, len=10).in_flight == 10
-    assert scene.say(Op.CREDIT_UPDATE, ends=ends, fwd=10).in_flight == 0
-    assert scene.say(Op.SHUTDOWN, ends=ends, flags=ShutdownFlag.RCV).state == "closing"
-    (connection,) = scene.finish()
-    assert connection.client_to_server.packets == scene.number
-    assert connection.server_to_client.packets == 0
-    assert connection.server_to_client.min_window is None
+    assert scene.say(Op.REQUEST, ends=ends) == Figures()
+    assert scene.say(Op.RW, ends=ends, len=10) == Figures()
+    assert scene.finish() == []
 
 
 def test_a_second_interface_shows_packets_that_count_nothing() -> None:
@@ -566,6 +571,40 @@ def test_nothing_is_owed_to_a_generation_that_was_not_closing(op: Op) -> None:
     assert (rst.conn, rst.state) == (2, "refused")
 
 
+# Generations that a REQUEST succeeds.
+
+
+def test_time_and_stall_end_with_the_request_that_succeeds() -> None:
+    scene = Scene()
+    fill(scene)
+    start_ns = scene.now_ns
+    scene.say(Op.REQUEST, after=150 * MS)
+    succeeded_ns = scene.now_ns
+    scene.say(Op.RESPONSE, answer=True)
+    old, _ = scene.finish(10**9)
+    assert [(s.duration_ns, s.recovered) for s in old.stalls] == [(150 * MS, False)]
+    assert old.limited_ns == 150 * MS
+    assert old.limited_ns + old.in_flight_ns + old.idle_ns == succeeded_ns - old.start_ns
+    assert old.end_ns == start_ns
+    assert old.state == "established"
+
+
+def test_a_late_rst_adds_the_time_up_to_itself() -> None:
+    scene = Scene()
+    closing_then_reused(scene)
+    scene.say(Op.RST, answer=True, after=7 * MS)
+    old, _ = scene.finish(10**9)
+    assert old.limited_ns + old.in_flight_ns + old.idle_ns == scene.now_ns - old.start_ns
+
+
+def test_a_clock_set_back_at_the_request_that_succeeds_makes_no_negative_time() -> None:
+    scene = Scene(stall_threshold_ns=0)
+    fill(scene)
+    scene.say(Op.REQUEST, after=-MS)
+    old, _ = scene.finish(10**9)
+    assert (old.limited_ns, [s.duration_ns for s in old.stalls]) == (0, [0])
+
+
 # Strays.
 
 
@@ -573,8 +612,9 @@ def test_a_stray_gathers_rsts_and_knows_nothing() -> None:
     scene = Scene()
     for answer in (False, True, True):
         assert scene.say(Op.RST, answer=answer) == Figures(conn=1, state="stray")
-    (connection,) = scene.finish()
+    (connection,) = scene.finish(10**9)
     assert (connection.end_ns, connection.estimated) == (scene.now_ns, False)
+    assert (connection.limited_ns, connection.in_flight_ns, connection.idle_ns) == (0, 0, 0)
     assert (connection.client_to_server.packets, connection.server_to_client.packets) == (1, 2)
 
 
@@ -596,8 +636,8 @@ def test_a_stall_recovers_with_the_packet_that_raises_the_window() -> None:
     assert not scene.say(Op.CREDIT_UPDATE).stalled
     (connection,) = scene.finish(10**9)
     (stall,) = scene.oracle.stalls
-    assert (stall.conn, stall.sender, stall.receiver) == (1, CLIENT, SERVER)
-    assert (stall.start_number, stall.start_ns) == (number, start_ns)
+    assert (stall.conn, stall.sender) == (1, 0)
+    assert (stall.number, stall.start_ns, stall.end_number) == (number, start_ns, number + 2)
     assert (stall.duration_ns, stall.recovered) == (201 * MS, True)
     way = connection.client_to_server
     assert (way.stalls, way.stalled_ns) == ([stall], 201 * MS)
@@ -647,7 +687,8 @@ def test_the_end_of_the_capture_ends_a_stall() -> None:
     scene = Scene()
     fill(scene)
     (connection,) = scene.finish(10**9)
-    assert [(s.duration_ns, s.recovered) for s in connection.stalls] == [(10**9, False)]
+    (stall,) = connection.stalls
+    assert (stall.duration_ns, stall.recovered, stall.end_number) == (10**9, False, None)
     assert connection.limited_ns == 10**9
 
 
@@ -678,7 +719,7 @@ def test_both_directions_stall_for_themselves() -> None:
     assert scene.say(Op.RW, answer=True, len=BUFFER).stalled
     scene.say(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER)
     (connection,) = scene.finish(MS)
-    assert [s.sender for s in connection.stalls] == [CLIENT, SERVER]
+    assert [s.sender for s in connection.stalls] == [0, 1]
     assert [s.recovered for s in connection.stalls] == [True, False]
     assert connection.limited_ns == 3 * MS
 
