@@ -8,12 +8,14 @@ from typing import Final
 
 import numpy as np
 
-from vsockdump.frames import Ints
-from vsockdump.sinks.sheet import Column, choose, fixed, number
+from vsockdump.frames import Bools, Ints
+from vsockdump.sinks.sheet import Column, choose, fixed, number, only, unique
 
 SECOND: Final = 10**9
-_QUARTER: Final = 900
-"""Seconds in which no zone changes its offset half way."""
+_MINUTE: Final = 60
+"""Seconds in which no zone changes its offset half way, since _MINUTES (some change at 00:01)."""
+_MINUTES: Final = 94_694_400
+"""The year 1973. Before 1972 was over there were zones that changed at any second."""
 
 
 class Stamp(IntEnum):
@@ -27,31 +29,28 @@ class Stamp(IntEnum):
     SINCE_FIRST = 5
 
 
-def _unique(values: Ints) -> tuple[Ints, Ints]:
-    """The distinct values of a column that hardly changes, and for every row which of them."""
-    if values.size and values[0] == values[-1] and (values == values[0]).all():
-        return values[:1], np.zeros(values.size, np.int64)
-    found, which = np.unique(values, return_inverse=True)
-    return found, which
-
-
 def _local(seconds: Ints) -> Ints:
     """Epoch seconds moved by the local zone's offset at that time."""
-    quarters, which = _unique(seconds // _QUARTER)
-    offsets = [time.localtime(quarter * _QUARTER).tm_gmtoff for quarter in quarters.tolist()]
+    step = _MINUTE if int(seconds.min()) >= _MINUTES else 1
+    steps, which = unique(seconds // step)
+    offsets = [time.localtime(value * step).tm_gmtoff for value in steps.tolist()]
     return seconds + np.array(offsets, np.int64)[which]
 
 
 def _calendar(seconds: Ints, form: str) -> Column:
     """``form`` of strftime for every row (UTC), spelled once for each distinct second."""
-    found, which = _unique(seconds)
+    found, which = unique(seconds)
     return choose(
         [time.strftime(form, time.gmtime(value)).encode() for value in found.tolist()], which
     )
 
 
-def _fraction(ns: Ints, digits: int) -> list[Column]:
-    return fixed(ns if digits == 9 else ns // 1000, digits // 3)
+def _fraction(ns: Ints, nano: Bools) -> list[Column]:
+    """Nanoseconds of a second as nine digits; as six, cut, where ``nano`` is not set."""
+    if not nano.any():
+        return fixed(ns // 1000, 2)
+    *micro, last = fixed(ns, 3)
+    return [*micro, *only(nano, [last])]
 
 
 class Clock:
@@ -62,36 +61,39 @@ class Clock:
         self._first: int | None = None
         self._last: int | None = None
 
-    def columns(self, time_ns: Ints, digits: int) -> list[Column]:
-        """Columns of each row's time and a space; ``digits`` (6 or 9) of the second's fraction."""
+    def columns(self, time_ns: Ints, nano: Bools) -> list[Column]:
+        """Columns of each row's time and a space; to the nanosecond where ``nano`` is set."""
         if self._stamp is Stamp.NONE or not time_ns.size:
             return []
         if self._stamp in (Stamp.DELTA, Stamp.SINCE_FIRST):
-            return self._relative(time_ns, digits)
+            return self._relative(time_ns, nano)
         seconds = time_ns // SECOND
-        fraction = _fraction(time_ns - seconds * SECOND, digits)
+        fraction = _fraction(time_ns - seconds * SECOND, nano)
         if self._stamp is Stamp.EPOCH:
-            found, which = _unique(seconds)
+            found, which = unique(seconds)
             return [choose([b"%d." % value for value in found.tolist()], which), *fraction, b" "]
         form = "%H:%M:%S." if self._stamp is Stamp.TIME else "%Y-%m-%d %H:%M:%S."
         return [_calendar(_local(seconds), form), *fraction, b" "]
 
-    def _relative(self, time_ns: Ints, digits: int) -> list[Column]:
+    def _relative(self, time_ns: Ints, nano: Bools) -> list[Column]:
         first = int(time_ns[0]) if self._first is None else self._first
         before = first if self._last is None else self._last
         self._first, self._last = first, int(time_ns[-1])
         if self._stamp is Stamp.DELTA:
-            delta = time_ns - np.concatenate([[before], time_ns[:-1]])
+            since = np.concatenate([[before], time_ns[:-1]])
         else:
-            delta = time_ns - first
-        sign = choose([b" ", b"-"], (delta < 0).astype(np.intp))
-        seconds, ns = np.divmod(np.abs(delta), SECOND)
-        found, which = _unique(seconds)
+            since = np.full(time_ns.size, first)
+        earlier = time_ns < since
+        sign = choose([b" ", b"-"], earlier.astype(np.intp))
+        # Times of a hostile file may lie further apart than a signed difference reaches.
+        apart = np.where(earlier, since - time_ns, time_ns - since).view(np.uint64)
+        seconds, ns = np.divmod(apart, np.uint64(SECOND))
+        found, which = unique(seconds)
         table = [
             b"%02d:%02d:%02d." % (value // 3600, value // 60 % 60, value % 60)
             for value in found.tolist()
         ]
-        return [sign, choose(table, which), *_fraction(ns, digits), b" "]
+        return [sign, choose(table, which), *_fraction(ns, nano), b" "]
 
 
 def rfc3339(time_ns: Ints) -> list[Column]:
@@ -99,7 +101,7 @@ def rfc3339(time_ns: Ints) -> list[Column]:
     seconds = time_ns // SECOND
     return [
         _calendar(seconds, "%Y-%m-%dT%H:%M:%S."),
-        *_fraction(time_ns - seconds * SECOND, 9),
+        *fixed(time_ns - seconds * SECOND, 3),
         b"Z",
     ]
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vsockdump.frames import Bools
+from vsockdump.frames import Bools, Interface
 from vsockdump.packets import Layer, PacketBatch, Status
 from vsockdump.sinks.clock import integers, rfc3339
-from vsockdump.sinks.names import enum_names, flag_texts
+from vsockdump.sinks.names import enum_names, flag_texts, interface_name, of_interfaces
 from vsockdump.sinks.sheet import Column, choose, lines, number, only
 from vsockdump.tracking.columns import NULL, TrackedBatch
 from vsockdump.wire import MonOp, Op, Transport, Type
@@ -29,13 +29,12 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
     """The objects of a batch, each on a line of its own."""
     frames, headers = batch.frames, batch.headers
     mon, virtio = batch.has_mon, batch.has_virtio
-    names = [json.dumps(i.name or None).encode() for i in frames.interfaces]
     length = np.where(virtio, headers["len"], 0)
     columns: list[Column] = [
         *(b'{"number":', *number(frames.number)),
         *(b',"time":"', *rfc3339(frames.time_ns)),
         *(b'","time_ns":', *integers(frames.time_ns)),
-        *(b',"interface":', choose(names, frames.interface)),
+        *(b',"interface":', of_interfaces(frames, _interface)),
         *(b',"src_cid":', *_or_null(mon, number(headers["src_cid"]))),
         *(b',"src_port":', *_or_null(mon, number(headers["src_port"]))),
         *(b',"dst_cid":', *_or_null(mon, number(headers["dst_cid"]))),
@@ -63,6 +62,13 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
     return lines([*columns, b"}\n"], len(batch))
 
 
+def _interface(interface: Interface) -> bytes:
+    # Half a surrogate pair is text for Python, and for nobody else.
+    name = interface_name(interface).encode("utf-8", "replace").decode()
+    # JSON lets DEL stand as it is, a terminal may not.
+    return json.dumps(name or None).replace("\x7f", "\\u007f").encode()
+
+
 def _or_null(known: Bools, columns: list[Column]) -> list[Column]:
     if known.all():
         return columns
@@ -70,7 +76,7 @@ def _or_null(known: Bools, columns: list[Column]) -> list[Column]:
 
 
 def _enum(kind: type[IntEnum], values: NDArray[Any]) -> list[Column]:
-    return enum_names(kind, values, before=b'"', after=b'"')
+    return enum_names(kind, values, quote=b'"')
 
 
 def _flags(batch: PacketBatch) -> list[Column]:

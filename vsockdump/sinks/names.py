@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Final
 
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsockdump import wire
-from vsockdump.frames import Interface
+from vsockdump.frames import FrameBatch, Interface
 from vsockdump.packets import PacketBatch
-from vsockdump.sinks.sheet import Column, choose, distinct, number, only, texts
+from vsockdump.sinks.sheet import Column, choose, distinct, number, only, texts, unique
 
-_LONGEST_NAME: Final = 64
+LONGEST_NAME: Final = 64
 
 
 def escape(text: str) -> str:
@@ -28,18 +29,29 @@ def escape(text: str) -> str:
 
 
 def interface_name(interface: Interface) -> str:
-    """An interface's name, fit to print; a file may claim one of any length."""
-    return escape(interface.name[:_LONGEST_NAME]) or "-"
+    """An interface's name, at most 64 characters of it: a file may claim one of any length."""
+    return interface.name[:LONGEST_NAME]
+
+
+def of_interfaces(frames: FrameBatch, spell: Callable[[Interface], bytes]) -> Column:
+    """What ``spell`` says of each row's interface; asked only of those the rows have."""
+    if len(frames.interfaces) == 1:
+        return spell(frames.interfaces[0])
+    found, which = unique(frames.interface)
+    return choose([spell(frames.interfaces[place]) for place in found.tolist()], which)
 
 
 def enum_names(
-    kind: type[IntEnum], values: NDArray[Any], before: bytes = b"", after: bytes = b""
+    kind: type[IntEnum], values: NDArray[Any], *, quote: bytes = b"", after: bytes = b""
 ) -> list[Column]:
-    """Each value by its name in ``kind``, between ``before`` and ``after``; the rest as numbers."""
+    """Each value by its name in ``kind``, the rest as numbers; ``after`` follows either.
+
+    Names alone stand in ``quote``.
+    """
     size = max(kind) + 1
     table = [b""] * (size + 1)
     for member in kind:
-        table[member] = before + member.name.encode() + after
+        table[member] = quote + member.name.encode() + quote + after
     unnamed = [value for value in range(size) if not table[value]]
     index = np.minimum(values, size).astype(np.intp)
     columns = [choose(table, index)]
@@ -47,7 +59,7 @@ def enum_names(
     for value in unnamed:
         odd = odd | (index == value)
     if odd.any():
-        columns += only(odd, [before, *number(values), after])
+        columns += only(odd, [*number(values), after])
     return columns
 
 

@@ -82,6 +82,14 @@ def only(rows: Bools, columns: list[Column]) -> list[Column]:
     return blanked
 
 
+def unique(values: NDArray[Any]) -> tuple[NDArray[Any], Ints]:
+    """The distinct values of a column that hardly changes, and for every row which of them."""
+    if values.size and values[0] == values[-1] and (values == values[0]).all():
+        return values[:1], np.zeros(values.size, np.int64)
+    found, which = np.unique(values, return_inverse=True)
+    return found, which.astype(np.int64)
+
+
 def distinct(*keys: NDArray[Any]) -> tuple[Ints, Ints]:
     """Rows that show each distinct combination of keys once, and for every row which of them.
 

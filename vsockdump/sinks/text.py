@@ -12,14 +12,21 @@ from typing import Final
 
 import numpy as np
 
-from vsockdump.frames import Ints
+from vsockdump.frames import Bools, FrameBatch, Interface, Ints
 from vsockdump.packets import Layer, PacketBatch, Status
-from vsockdump.sinks.clock import Clock, Stamp, integers
+from vsockdump.sinks.clock import Clock, Stamp
 from vsockdump.sinks.hexdump import Dump, dump
-from vsockdump.sinks.names import enum_names, escape, flag_texts, interface_name, pair_texts
-from vsockdump.sinks.sheet import Column, choose, lines, number, only
+from vsockdump.sinks.names import (
+    enum_names,
+    escape,
+    flag_texts,
+    interface_name,
+    of_interfaces,
+    pair_texts,
+)
+from vsockdump.sinks.sheet import Column, choose, lines, number, only, unique
 from vsockdump.tracking.columns import NULL, TrackedBatch
-from vsockdump.wire import MonOp, Op, Transport, Type
+from vsockdump.wire import MON_HDR_LEN, MonOp, Op, Transport, Type
 
 _RESET: Final = b"\x1b[0m"
 _COLORS: Final = {
@@ -32,18 +39,24 @@ _COLORS: Final = {
 }
 _STALLED: Final = b", stalled"
 _STALLED_COLOR: Final = b"\x1b[1;31m"
+_NANO: Final = 9
 _COMMENT: Final = 1
 """opt_comment, the pcapng option that a packet's comment is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextStyle:
-    """What to print. ``verbose`` 0 to 3; ``digits`` 6 or 9 of a second, None: as the source has."""
+    """What to print.
+
+    ``verbose`` 0 to 3; ``interface``: its name from the first line on; ``digits`` 6 or 9 of a
+    second, None: as the source has.
+    """
 
     numeric: bool = False
     verbose: int = 0
     quiet: bool = False
     link: bool = False
+    interface: bool = False
     numbered: bool = False
     stamp: Stamp = Stamp.TIME
     digits: int | None = None
@@ -57,6 +70,8 @@ class TextPrinter:
     def __init__(self, style: TextStyle) -> None:
         self._style = style
         self._clock = Clock(style.stamp)
+        self._first_interface: int | None = None
+        self._several = False
 
     def render(self, batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
         """The lines of a batch; each ends in a newline."""
@@ -90,16 +105,37 @@ class TextPrinter:
         columns: list[Column] = []
         if style.numbered:
             columns += [_spaces(frames.number, 5), *number(frames.number), b"  "]
-        digits = style.digits
-        if digits is None:
-            digits = 9 if any(i.nanoseconds for i in frames.interfaces) else 6
-        columns += self._clock.columns(frames.time_ns, digits)
-        if style.link or len(frames.interfaces) > 1:
-            names = [interface_name(i).encode() + b" " for i in frames.interfaces]
-            columns.append(names[0] if len(names) == 1 else choose(names, frames.interface))
+        columns += self._clock.columns(frames.time_ns, self._nano(frames))
+        columns += self._interface(frames)
         if style.link:
             columns += self._link(batch)
         return columns
+
+    def _nano(self, frames: FrameBatch) -> Bools:
+        """Rows whose time has nine digits."""
+        digits = self._style.digits
+        if digits is not None:
+            return np.full(len(frames), digits == _NANO)
+        found, which = unique(frames.interface)
+        fine = [frames.interfaces[place].nanoseconds for place in found.tolist()]
+        return np.array(fine, np.bool_)[which]
+
+    def _interface(self, frames: FrameBatch) -> list[Column]:
+        """The interface's name: if it is asked for, and from the packet on that shows a second one.
+
+        Looking at packets, not at how many interfaces the source knows so far, a line is the same
+        however the packets came in batches.
+        """
+        if self._first_interface is None:
+            self._first_interface = int(frames.interface[0])
+        other = frames.interface != self._first_interface
+        named = np.full(len(frames), self._style.link or self._style.interface or self._several)
+        if other.any():
+            self._several = True
+            named[int(np.argmax(other)) :] = True
+        if not named.any():
+            return []
+        return only(named, [of_interfaces(frames, _interface_text)])
 
     def _link(self, batch: PacketBatch) -> list[Column]:
         headers = batch.headers
@@ -204,7 +240,7 @@ class TextPrinter:
             b", transport ",
             *enum_names(Transport, headers["transport"]),
             b", length ",
-            *integers(batch.captured),
+            *number(_length(batch)),
         ]
 
     def _stops(self, batch: PacketBatch) -> list[Column]:
@@ -213,7 +249,7 @@ class TextPrinter:
             return []
         stops = batch.stops
         snapped = (stops["layer"] == Layer.PAYLOAD) & (stops["status"] == Status.TRUNCATED)
-        shown = ~snapped if not self._style.verbose else np.ones(stops.size, np.bool_)
+        shown = ~snapped if self._style.verbose < 2 else np.ones(stops.size, np.bool_)
         rows = np.zeros(len(batch), np.bool_)
         rows[batch.stop_rows[shown]] = True
         if not rows.any():
@@ -222,6 +258,18 @@ class TextPrinter:
         for row in np.flatnonzero(rows).tolist():
             texts[row] = f" [{batch.stop(row)}]".encode()
         return [texts]
+
+
+def _interface_text(interface: Interface) -> bytes:
+    return (escape(interface_name(interface)) or "-").encode() + b" "
+
+
+def _length(batch: PacketBatch) -> Ints:
+    """Bytes behind the transport header on the wire, by the frame's original length."""
+    frames, claimed = batch.frames, batch.headers["transport_len"].astype(np.int64)
+    headers = batch.start - frames.offset + MON_HDR_LEN + claimed
+    length: Ints = np.maximum(np.maximum(frames.origlen, frames.caplen) - headers, 0)
+    return length
 
 
 def _spaces(values: Ints, width: int) -> Column:
