@@ -184,10 +184,8 @@ class VSockMon(Packet):
         return pkt + pay
 
     def guess_payload_class(self, payload: bytes) -> Any:
-        """DEV: Raw where a virtio header is announced and not there, or not announced."""
-        if self.transport == wire.Transport.VIRTIO and not (
-            _is_virtio(self) and len(payload) >= wire.VIRTIO_HDR_LEN
-        ):
+        """DEV: what follows a transport header that is too short to be virtio's is Raw."""
+        if self.transport == wire.Transport.VIRTIO and not _is_virtio(self):
             return conf.raw_layer
         return super().guess_payload_class(payload)
 

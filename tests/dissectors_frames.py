@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from vsockdump import wire
+
+unhurried = settings(deadline=None)
+"""A test takes as long as it takes: the machine may be busy with others."""
 
 USUAL = {
     "mon_op": list(wire.MonOp),
@@ -49,6 +54,25 @@ def frames(draw: st.DrawFn) -> bytes:
     header[reserved] = draw(st.binary(min_size=2, max_size=2))
     frame = bytes(header) + draw(st.binary(max_size=80))
     return frame[: draw(st.integers(0, len(frame)))] if draw(st.booleans()) else frame
+
+
+def edges() -> list[bytes]:
+    """Frames at every edge the two lengths and the end of the capture make, one by one."""
+    found = []
+    record = np.zeros((), wire.HEADERS)
+    usual = (0, 1, wire.VIRTIO_HDR_LEN - 1, wire.VIRTIO_HDR_LEN, wire.VIRTIO_HDR_LEN + 1, 2**16 - 1)
+    sizes = (
+        *(0, 1, wire.MON_HDR_LEN - 1, wire.MON_HDR_LEN, wire.MON_HDR_LEN + 1),
+        *(wire.HEADERS_LEN - 1, wire.HEADERS_LEN, wire.HEADERS_LEN + 1, wire.HEADERS_LEN + 9),
+    )
+    for transport, transport_len, length, size in product(
+        [*map(int, wire.Transport), max(wire.Transport) + 1], usual, (0, 1, 8, 9, 2**32 - 1), sizes
+    ):
+        record["transport"], record["transport_len"] = transport, transport_len
+        record["len"] = length
+        frame = record.tobytes()[: wire.HEADERS_LEN] + bytes(range(1, 10))
+        found.append(frame[:size])
+    return found
 
 
 any_bytes = st.binary(max_size=160) | frames()

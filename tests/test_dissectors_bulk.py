@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import vsockdump.captures as captures
 import vsockdump.dissectors.bulk as bulk
-from dissectors_frames import any_bytes, write_pcap
+from dissectors_frames import any_bytes, edges, unhurried, write_pcap
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.config import conf
@@ -87,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("bulk")
 
 
+@unhurried
 @given(batches, st.booleans())
 def test_packets_are_those_of_scapys_reader(folder: Path, drawn: Any, nano: bool) -> None:
     path = write_pcap(
@@ -103,6 +104,11 @@ def test_packets_are_those_of_scapys_reader(folder: Path, drawn: Any, nano: bool
         assert [packet.time for packet in load(path)] == expected
 
 
+def test_packets_are_those_of_scapys_reader_at_every_edge(tmp_path: Path) -> None:
+    check(write_pcap(tmp_path / "x.pcap", edges()))
+
+
+@unhurried
 @given(
     st.lists(any_bytes, max_size=6),
     st.sampled_from(
@@ -158,6 +164,11 @@ def plain(tmp_path: Path) -> str:
 class Upper(Raw):
     """A layer some user has for what runs over vsock."""
 
+    done: ClassVar[list[Any]] = []
+
+    def post_dissection(self, pkt: Any) -> None:
+        self.done.append(pkt)
+
 
 def test_plain_packets_do_not_take_the_slow_way(
     plain: str, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +182,10 @@ def test_layers_bound_above_are_respected(plain: str) -> None:
     try:
         stock = check(plain)
         assert [Upper in packet for packet in stock] == [True, False]
-        assert [Upper in packet for packet in load(plain)] == [True, False]
+        Upper.done.clear()
+        packets = load(plain)
+        assert [Upper in packet for packet in packets] == [True, False]
+        assert [packet is packets[0] for packet in Upper.done] == [True]
     finally:
         split_layers(VirtioVsock, Upper, dst_port=4711)
 
@@ -303,6 +317,7 @@ def test_more_packets_than_iterate_makes_at_a_time(tmp_path: Path) -> None:
     assert [packet.src_port for packet in iterate(path)] == list(range(count))
 
 
+@unhurried
 @given(batches)
 def test_to_frames_and_back(drawn: Any) -> None:
     made = FrameBatch.of(
@@ -342,9 +357,9 @@ def test_to_frames_keeps_interfaces_and_options() -> None:
 
 def test_to_frames_of_packets_built_by_hand() -> None:
     packet = VSockMon() / VirtioVsock() / b"payload"
-    packet.time = 1_700_000_000.123456
+    packet.time = 1_700_000_000.123457
     frames = to_frames([packet])
-    assert frames.time_ns.tolist() == [1_700_000_000_123_456_000]
+    assert frames.time_ns.tolist() == [1_700_000_000_123_457_000]
     assert frames.origlen.tolist() == frames.caplen.tolist() == [len(packet)]
     assert len(to_frames([])) == 0
     packet.wirelen = 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dpkt
 import pytest
 import vsockdump.captures as captures
-from dissectors_frames import any_bytes, frames
+from dissectors_frames import any_bytes, edges, frames, unhurried
 from hypothesis import given
 from vsockdump.dissectors.dpkt_layers import VirtioVsock, VSockMon
 
@@ -12,8 +12,25 @@ from vsockdump.frames import FrameBatch
 from vsockdump.packets import decode
 
 
+@unhurried
 @given(any_bytes)
 def test_bytes_are_kept_and_short_ones_are_told(data: bytes) -> None:
+    keeps(data)
+
+
+@unhurried
+@given(frames())
+def test_fields_agree_with_decode(frame: bytes) -> None:
+    agrees_with_decode(frame)
+
+
+def test_the_same_at_every_edge() -> None:
+    for frame in edges():
+        keeps(frame)
+        agrees_with_decode(frame)
+
+
+def keeps(data: bytes) -> None:
     for kind in (VSockMon, VirtioVsock):
         if len(data) < kind.__hdr_len__:
             with pytest.raises(dpkt.NeedData):
@@ -25,8 +42,7 @@ def test_bytes_are_kept_and_short_ones_are_told(data: bytes) -> None:
             assert repr(packet)
 
 
-@given(frames())
-def test_fields_agree_with_decode(frame: bytes) -> None:
+def agrees_with_decode(frame: bytes) -> None:
     batch = decode(FrameBatch.of([frame]))
     row = batch.packet(0)
     if not batch.has_mon[0]:
