@@ -11,6 +11,7 @@ the capture, or the guest lies); only connections where it happens are walked pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -19,19 +20,21 @@ from numpy.typing import NDArray
 from vsockdump.frames import Bools, Ints
 from vsockdump.tracking.assign import Rows, shut_bits
 from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.segments import Runs
 from vsockdump.tracking.states import ENDED, State, state_of
 from vsockdump.tracking.store import NO_BASE, Store
 from vsockdump.wire import Op
 
 _MODULO: Final = 1 << 32
 _MASK: Final = _MODULO - 1
+_HALF: Final = _MODULO >> 1
 _FAR: Final = np.iinfo(np.int64).max
 """Stands for "never known" where the least is sought."""
 
 
 def signed(difference: Ints) -> Ints:
     """A difference of 32-bit counters as the signed number it is nearest to."""
-    return (difference + (_MODULO >> 1) & _MASK) - (_MODULO >> 1)
+    return (difference + _HALF & _MASK) - _HALF
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -51,13 +54,13 @@ class Life:
     alive: Bools
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Account:
     """One direction's figures after each packet of its connection, columns (n,); NULL: not known.
 
     ``data`` marks the RW packets that count, ``advert`` the receiver's advertisements that do;
-    ``buf_alloc`` is the receiver's latest (NULL before the first); ``ahead`` by how much an
-    advertisement passed what was seen sent; ``acked`` the end offset that is covered.
+    ``buf_alloc`` is the receiver's latest and ``least`` the lesser of both sides' (NULL before the
+    first); ``ahead`` by how much an advertisement passed what was seen sent.
     """
 
     data: Bools
@@ -65,11 +68,36 @@ class Account:
     tx_cnt: Ints
     in_flight: Ints
     buf_alloc: Ints
-    window: Ints
-    effective: Ints
+    least: Ints
     ahead: Ints
-    acked: Ints
-    stalled: Bools
+    open: Bools
+
+    @cached_property
+    def window(self) -> Ints:
+        """What the specification lets the sender send."""
+        return self._room(self.buf_alloc)
+
+    @cached_property
+    def effective(self) -> Ints:
+        """What Linux lets the sender send."""
+        return self._room(self.least)
+
+    @cached_property
+    def stalled(self) -> Bools:
+        """Where the sender may send nothing, though it is not shut."""
+        zero: Bools = (self.effective == 0) & self.open
+        return zero
+
+    @cached_property
+    def acked(self) -> Ints:
+        """The end offset that an advertisement covers; NULL where there is none."""
+        known = self.advert & (self.in_flight != NULL)
+        return np.where(known, self.tx_cnt - self.in_flight, NULL)
+
+    def _room(self, buffer: Ints) -> Ints:
+        room: Ints = np.maximum(buffer - self.in_flight, 0)
+        room[(self.in_flight == NULL) | (buffer == NULL)] = NULL
+        return room
 
 
 def live(rows: Rows, store: Store) -> Life:
@@ -121,37 +149,54 @@ def live(rows: Rows, store: Store) -> Life:
 
 def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
     """Both directions' figures; carries them in the store. Direction 0 is client to server."""
-    runs, slots, side = rows.runs, rows.slots, store.side
+    runs, slots, side, last = rows.runs, rows.slots, store.side, rows.runs.lasts
     headers = rows.batch.headers
     speaks = life.active & (rows.op != Op.RST)
+    write = rows.op == Op.RW
     buf_alloc = headers["buf_alloc"][rows.row].astype(np.int64)
     fwd_cnt = headers["fwd_cnt"][rows.row].astype(np.int64)
     adverts, buffers, forwards = [], [], []
     for sender in (0, 1):
-        advert = speaks & (rows.server == bool(sender))
-        latest = runs.latest(advert)
-        known, at = latest >= 0, np.maximum(latest, 0)
-        advertised = side["advertised"][slots, sender]
-        buffer = np.where(advertised, side["buf_alloc"][slots, sender], NULL)[runs.run]
-        forward = side["fwd_cnt"][slots, sender][runs.run]
+        place = (slots, sender)
+        advert = speaks & (rows.server if sender else ~rows.server)
+        latest = runs.latest_or_carried(advert)
+        buffer = np.concatenate([buf_alloc, side["buf_alloc"][place]])[latest]
+        forward = np.concatenate([fwd_cnt, side["fwd_cnt"][place]])[latest]
+        side["buf_alloc"][place], side["fwd_cnt"][place] = buffer[last], forward[last]
         adverts.append(advert)
-        buffers.append(np.where(known, buf_alloc[at], buffer))
-        forwards.append(np.where(known, fwd_cnt[at], forward))
+        buffers.append(buffer)
+        forwards.append(forward)
+    least = np.minimum(buffers[0], buffers[1])
     accounts = []
     for sender in (0, 1):
-        peer = 1 - sender
-        data = adverts[sender] & (rows.op == Op.RW)
-        sent = runs.cumsum(np.where(data, rows.length, 0)) + side["sent"][slots, sender][runs.run]
-        base, ahead = _base(rows, store, sender, sent, adverts[peer], fwd_cnt)
+        peer, place = 1 - sender, (slots, sender)
+        data = adverts[sender] & write
+        sent = runs.cumsum(np.where(data, rows.length, 0))
+        base = side["base"][place]
+        carried = side["sent"][place]
+        tx_cnt = sent + (base + carried)[runs.run]
+        quiet = buffers[peer] == NULL
         unknown = base == NO_BASE
-        tx_cnt = np.where(unknown, NULL, base + sent)
-        quiet = unknown | (buffers[peer] == NULL)
-        in_flight = np.where(quiet, NULL, tx_cnt - forwards[peer] & _MASK)
-        window = np.where(quiet, NULL, np.maximum(buffers[peer] - in_flight, 0))
-        least = np.minimum(buffers[0], buffers[1])
-        effective = np.where(quiet | (least == NULL), NULL, np.maximum(least - in_flight, 0))
-        open_ = life.alive & (life.shut & (1 << sender) == 0)
-        covered = np.where(adverts[peer] & ~quiet, tx_cnt - in_flight, NULL)
+        side["sent"][place] = carried + sent[last]
+        if unknown.any():
+            base, tx_cnt = _anchor(runs, base, sent + carried[runs.run], adverts[peer], fwd_cnt)
+            quiet |= tx_cnt == NULL
+        in_flight = tx_cnt - forwards[peer] & _MASK
+        in_flight[quiet] = NULL
+        ahead = np.zeros(0, np.int64)
+        # A receiver that is ahead shows as more in flight than half of what a counter holds.
+        if int(in_flight.max()) > _HALF:
+            beyond = adverts[peer] & (in_flight > _HALF)
+            ahead = np.zeros(in_flight.size, np.int64)
+            for run in np.unique(runs.run[beyond]).tolist():
+                part = slice(int(runs.begins[run]), int(last[run]) + 1)
+                base[run] += _walk(tx_cnt[part], ahead[part], adverts[peer][part], fwd_cnt[part])
+            in_flight = tx_cnt - forwards[peer] & _MASK
+            in_flight[quiet] = NULL
+            grown = runs.sum(ahead) > 0
+            side["estimated"][place] |= grown
+            store.conn["estimated"][slots] |= grown
+        side["base"][place], side["in_flight"][place] = base, in_flight[last]
         accounts.append(
             Account(
                 data=data,
@@ -159,23 +204,11 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
                 tx_cnt=tx_cnt,
                 in_flight=in_flight,
                 buf_alloc=buffers[peer],
-                window=window,
-                effective=effective,
+                least=least,
                 ahead=ahead,
-                acked=covered,
-                stalled=(effective == 0) & open_,
+                open=life.alive & (life.shut & (1 << sender) == 0),
             )
         )
-        last, place = runs.lasts, (slots, sender)
-        side["sent"][place], side["base"][place] = sent[last], base[last]
-        side["in_flight"][place] = in_flight[last]
-        side["advertised"][place] = buffers[sender][last] != NULL
-        side["buf_alloc"][place] = np.maximum(buffers[sender][last], 0)
-        side["fwd_cnt"][place] = forwards[sender][last]
-        if ahead.any():
-            side["estimated"][place] |= runs.sum(ahead) > 0
-    if any(item.ahead.any() for item in accounts):
-        store.conn["estimated"][slots] |= side["estimated"][slots].any(axis=1)
     return accounts[0], accounts[1]
 
 
@@ -193,46 +226,35 @@ def extremes(rows: Rows, life: Life, accounts: tuple[Account, Account], store: S
         side["max_in_flight"][place] = np.maximum(side["max_in_flight"][place], most)
 
 
-def _base(
-    rows: Rows, store: Store, sender: int, sent: Ints, advert: Bools, fwd_cnt: Ints
-) -> tuple[Ints, Ints]:
-    """The base of tx_cnt after each packet (NO_BASE: not known), and each jump of it.
+def _anchor(runs: Runs, base: Ints, sent: Ints, advert: Bools, fwd_cnt: Ints) -> tuple[Ints, Ints]:
+    """Bases (r,) and tx_cnt (n,) where some bases were not known before this batch.
 
-    ``advert`` marks the receiver's advertisements.
+    In mid-stream the receiver's first advertisement is where counting begins. ``sent`` is all
+    that was seen sent up to each row.
     """
-    runs = rows.runs
-    carried = store.side["base"][rows.slots, sender]
-    base = carried[runs.run]
-    ahead = np.zeros(base.size, np.int64)
-    unknown = carried == NO_BASE
-    if unknown.any():
-        # Mid-stream: the receiver's first advertisement is where counting begins.
-        first = runs.earliest(advert)
-        begins = np.where(unknown & (first >= 0), first, 0)
-        anchor = fwd_cnt[begins] - sent[begins]
-        known = (first[runs.run] >= 0) & (np.arange(base.size) >= first[runs.run])
-        late = unknown[runs.run]
-        base = np.where(late & known, anchor[runs.run], base)
-    beyond = advert & (base != NO_BASE) & (signed(fwd_cnt - (base + sent)) > 0)
-    if beyond.any():
-        for run in np.unique(runs.run[beyond]).tolist():
-            _walk(runs.begins[run], runs.lasts[run] + 1, base, ahead, sent, advert, fwd_cnt)
-    return base, ahead
+    first = runs.earliest(advert)
+    unknown = base == NO_BASE
+    found = unknown & (first >= 0)
+    base = np.where(found, fwd_cnt[first] - sent[first], base)
+    begins = np.where(unknown, np.where(first >= 0, first, sent.size), 0)
+    known = np.arange(sent.size) >= begins[runs.run]
+    return base, np.where(known, base[runs.run] + sent, NULL)
 
 
-def _walk(
-    begin: int, end: int, base: Ints, ahead: Ints, sent: Ints, advert: Bools, fwd_cnt: Ints
-) -> None:
-    """Follow one connection packet by packet where the receiver is ahead of what was seen."""
+def _walk(tx_cnt: Ints, ahead: Ints, advert: Bools, fwd_cnt: Ints) -> int:
+    """Follow one connection packet by packet where the receiver is ahead of what was seen.
+
+    Mends its part of ``tx_cnt``, notes each jump in ``ahead``, and returns how far the base grew.
+    """
     grown = 0
-    half = _MODULO >> 1
-    for row in range(begin, end):
-        if base[row] == NO_BASE:
+    for row in range(tx_cnt.size):
+        if tx_cnt[row] == NULL:
             continue
         if advert[row]:
-            difference = int(fwd_cnt[row]) - int(base[row]) - grown - int(sent[row])
-            jump = (difference + half & _MASK) - half
+            difference = int(fwd_cnt[row]) - int(tx_cnt[row]) - grown
+            jump = (difference + _HALF & _MASK) - _HALF
             if jump > 0:
                 grown += jump
                 ahead[row] = jump
-        base[row] += grown
+        tx_cnt[row] += grown
+    return grown

@@ -221,6 +221,8 @@ class Detector:
             ),
         )
         opened = self._store.conn["opened"][rows.slot]
+        if not account.ahead.size:
+            return found
         found += self._raise(
             rows,
             (account.ahead > 0) & opened,

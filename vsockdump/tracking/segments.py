@@ -40,21 +40,19 @@ class Runs:
     run: Ints
     first: Ints
     """The first row of every row's run, shape (n,)."""
+    lasts: Ints
+    """The last row of every run, shape (r,)."""
 
     @classmethod
     def of(cls, starts: Bools) -> Runs:
         """Runs that begin where ``starts`` is set; it is set at row 0."""
         begins = np.flatnonzero(starts)
         run = np.cumsum(starts) - 1
-        return cls(begins=begins, run=run, first=begins[run])
+        lasts = np.append(begins[1:], run.size) - 1
+        return cls(begins=begins, run=run, first=begins[run], lasts=lasts)
 
     def __len__(self) -> int:
         return self.begins.size
-
-    @property
-    def lasts(self) -> Ints:
-        """The last row of every run, shape (r,)."""
-        return np.append(self.begins[1:], self.run.size) - 1
 
     def cumsum(self, values: NDArray[Any]) -> Ints:
         """Running sums within each run, the row's own value included."""
@@ -67,6 +65,11 @@ class Runs:
         """For every row the last row of its run up to it where ``mask`` is set; -1 if none."""
         rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
         return np.where(rows >= self.first, rows, -1)
+
+    def latest_or_carried(self, mask: Bools) -> Ints:
+        """The same as an index into a column with the runs' carried values behind it: (n + r,)."""
+        rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
+        return np.where(rows >= self.first, rows, self.run + mask.size)
 
     def earliest(self, mask: Bools) -> Ints:
         """For every run its first row where ``mask`` is set; -1 if none. Shape (r,)."""

@@ -22,6 +22,8 @@ from vsockdump.tracking.table import EMPTY, Keys, KeyTable
 
 NO_BASE: Final = int(np.iinfo(np.int64).min)
 """The base of a direction whose byte count is not anchored yet; a base may be below 0."""
+NO_TIME: Final = int(np.iinfo(np.int64).min)
+"""A moment that has not come; a hostile capture may be from before the epoch."""
 
 CONNECTION: Final = {
     "number": ("i8", 0),
@@ -42,7 +44,7 @@ CONNECTION: Final = {
     "last_number": ("i8", 0),
     "start_ns": ("i8", 0),
     "last_ns": ("i8", 0),
-    "until_ns": ("i8", NULL),
+    "until_ns": ("i8", NO_TIME),
     "connect_ns": ("i8", NULL),
     "owed": ("i8", EMPTY),
     "home": ("i8", EMPTY),
@@ -63,8 +65,7 @@ SIDE: Final = {
     "bytes": ("i8", 0),
     "sent": ("i8", 0),
     "base": ("i8", NO_BASE),
-    "advertised": ("?", 0),
-    "buf_alloc": ("i8", 0),
+    "buf_alloc": ("i8", NULL),
     "fwd_cnt": ("i8", 0),
     "estimated": ("?", 0),
     "in_flight": ("i8", NULL),
@@ -75,7 +76,7 @@ SIDE: Final = {
     "max_in_flight": ("i8", NULL),
     "stalls": ("i8", 0),
     "stalled_ns": ("i8", 0),
-    "stall_ns": ("i8", NULL),
+    "stall_ns": ("i8", 0),
     "stall_number": ("i8", NULL),
     "stall_told": ("i8", NULL),
     "messages": ("i8", 0),
@@ -93,9 +94,9 @@ SIDE: Final = {
 }
 """Columns of a sender: what it sent and advertised, and the account of the direction it sends in.
 
-``stall_ns``: since when it is stalled, by the packet ``stall_number`` (``stall_told``: that
-one was told of while it lasted); ``asked``: the packet that
-asked for credit and was not answered; ``heard*``: the sender's latest advertisement as the
+``stall_number``: the packet since which it is stalled, NULL if it is not, at ``stall_ns``
+(``stall_told``: that one was told of while it lasted); ``asked``: the packet that asked for credit
+and was not answered; ``heard*``: the sender's latest advertisement as the
 detector saw it; ``told``: bits of the findings already made of this direction.
 """
 

@@ -23,6 +23,8 @@ KEY_WORDS: Final = 4
 _ODD: Final = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT: Final = np.uint64(32)
 EMPTY: Final = -1
+_SPARSE: Final = 4
+"""Places kept for each key."""
 
 
 class KeyTable:
@@ -41,7 +43,7 @@ class KeyTable:
             mixed ^= keys[:, word]
             mixed *= _ODD
             mixed ^= mixed >> _SHIFT
-        return mixed
+        return mixed | np.uint64(1)
 
     def find(self, keys: Keys) -> tuple[Ints, NDArray[np.uint64]]:
         """The home of each key, EMPTY where it is not in the table; and the keys' hashes."""
@@ -54,21 +56,22 @@ class KeyTable:
         """Where each key is, or the empty place where it would be."""
         mask = np.int64(self._slots.size - 1)
         homes = (hashes & np.uint64(mask)).astype(np.int64)
-        strange = self._strange(homes, keys, hashes)
-        rows = np.flatnonzero(strange)
-        while rows.size:
+        # An empty place has hash 0, which no key has: nearly all rows are settled by this line.
+        rows = np.flatnonzero(self._hashes[homes] != hashes)
+        while True:
+            while rows.size:
+                rows = rows[self._slots[homes[rows]] != EMPTY]
+                homes[rows] = homes[rows] + 1 & mask
+                rows = rows[self._hashes[homes[rows]] != hashes[rows]]
+            other = self._keys[homes] != keys
+            if not other.any():
+                return homes
+            # A stranger with the same hash: such rows step on. Empty places have no key.
+            rows = np.flatnonzero(other.any(axis=1) & (self._slots[homes] != EMPTY))
+            if not rows.size:
+                return homes
             homes[rows] = homes[rows] + 1 & mask
-            rows = rows[self._strange(homes[rows], keys[rows], hashes[rows])]
-        return homes
-
-    def _strange(self, homes: Ints, keys: Keys, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Where another key lives."""
-        other = self._hashes[homes] != hashes
-        found = self._keys[homes]
-        for word in range(KEY_WORDS):
-            other |= found[:, word] != keys[:, word]
-        strange: NDArray[np.bool_] = other & (self._slots[homes] != EMPTY)
-        return strange
+            rows = rows[self._hashes[homes[rows]] != hashes[rows]]
 
     def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> Ints:
         """Add keys that are distinct and not in the table; returns their homes."""
@@ -110,12 +113,12 @@ class KeyTable:
         return slots, self.insert(keys, hashes, slots)
 
     def crowded(self, more: int) -> bool:
-        """Whether ``more`` keys would fill the table beyond half."""
-        return 2 * (self._used + more) > self._slots.size
+        """Whether ``more`` keys would fill the table too far for short probes."""
+        return _SPARSE * (self._used + more) > self._slots.size
 
     def grow(self, more: int) -> tuple[Ints, Ints]:
         """Make room for ``more`` keys: the slots of all keys and their new homes."""
         size = self._slots.size
-        while 2 * (self._used + more) > size:
+        while _SPARSE * (self._used + more) > size:
             size *= 2
         return self._refill(np.flatnonzero(self._slots != EMPTY), size)
