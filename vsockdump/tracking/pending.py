@@ -16,11 +16,12 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vsockdump.frames import Ints
+from vsockdump.frames import Bools, Ints
 from vsockdump.tracking.assign import Rows
 from vsockdump.tracking.columns import NULL
-from vsockdump.tracking.credit import Account
-from vsockdump.tracking.store import Store
+from vsockdump.tracking.credit import Account, Life
+from vsockdump.tracking.states import ENDED
+from vsockdump.tracking.store import HEADROOM, Store
 
 MOST_WAITING: Final = 1 << 20
 """Packets remembered as waiting, over all connections; beyond it the oldest are given up."""
@@ -28,8 +29,10 @@ _SAMPLES: Final = 1 << 18
 """Latencies collected before they are counted into buckets."""
 _SUB_BITS: Final = 4
 _BUCKETS: Final = 1 << 10
-_LIFT: Final = np.int64(1) << 46
-"""Apart by this, connections' offsets share one ascending axis; only lies move further."""
+_AXIS_BITS: Final = 62
+"""Offsets of all of a batch's connections share one ascending axis, in equal parts: 2^45 bytes
+each, were they 100,000. Only lies move further within a batch, and stay at the end of their part.
+"""
 
 
 def bucket(latency_ns: Ints) -> Ints:
@@ -77,15 +80,16 @@ class Pending:
         """Direction and bucket in one number, ascending; and how often each came."""
         self._counts = np.zeros(0, np.int64)
 
-    def feed(self, rows: Rows, accounts: tuple[Account, Account]) -> tuple[Ints, Ints]:
+    def feed(self, rows: Rows, life: Life, accounts: tuple[Account, Account]) -> tuple[Ints, Ints]:
         """Outstanding packets of both directions after each row; collects drain latencies."""
-        first = self._feed(rows, accounts[0], 0)
-        second = self._feed(rows, accounts[1], 1)
-        excess = self._end.size - MOST_WAITING
-        if excess > 0:
+        ended = np.isin(life.before[rows.runs.begins], [*ENDED])
+        first = self._feed(rows, ended, accounts[0], 0)
+        second = self._feed(rows, ended, accounts[1], 1)
+        if self._end.size > MOST_WAITING:
+            # Some more than needed, so that a flood does not come here with every batch.
+            excess = self._end.size - MOST_WAITING + MOST_WAITING // HEADROOM
             self.given_up += excess
-            order = np.argsort(self._time, kind="stable")
-            self._keep(np.sort(order[excess:]))
+            self._keep(np.sort(np.argpartition(self._time, excess)[excess:]))
         return first, second
 
     def _keep(self, chosen: Ints) -> None:
@@ -93,7 +97,7 @@ class Pending:
             column[chosen] for column in (self._direction, self._end, self._time)
         )
 
-    def _feed(self, rows: Rows, account: Account, sender: int) -> Ints:
+    def _feed(self, rows: Rows, ended: Bools, account: Account, sender: int) -> Ints:
         runs, slots, side = rows.runs, rows.slots, self._store.side
         place = (slots, sender)
         run_of = np.full(self._store.conn["number"].size, NULL)
@@ -111,20 +115,23 @@ class Pending:
         wait_run = wait_run[order]
         ends = np.concatenate([self._end[mine], account.tx_cnt[sends]])[order]
         times = np.concatenate([self._time[mine], rows.time_ns[sends]])[order]
-        axis = wait_run * _LIFT + np.minimum(ends - origin[wait_run], _LIFT - 1)
+        part = np.int64(1) << (_AXIS_BITS - slots.size.bit_length())
+        axis = wait_run * part + np.minimum(ends - origin[wait_run], part - 1)
         counts = np.bincount(wait_run, minlength=slots.size)
         begins = np.cumsum(counts) - counts
 
         # How far each run is covered after each row, on the same axis; never back.
-        lift = runs.run * _LIFT
+        lift = runs.run * part
         covered = np.where(account.acked != NULL, account.acked - origin[runs.run], 0)
-        covered = np.maximum.accumulate(lift + np.clip(covered, 0, _LIFT - 2))
-        steps = np.flatnonzero(covered > runs.before(covered, np.arange(slots.size) * _LIFT))
+        covered = np.maximum.accumulate(lift + np.clip(covered, 0, part - 2))
+        steps = np.flatnonzero(covered > runs.before(covered, np.arange(slots.size) * part))
         done = np.zeros(rows.op.size, np.int64)
         done[steps] = np.searchsorted(axis, covered[steps], "right") - begins[runs.run[steps]]
         done = np.maximum.accumulate(done + lift) - lift
         sent = runs.cumsum(np.isin(np.arange(rows.op.size), sends, assume_unique=True))
+        # Nothing waits on a connection that ended before; its figure stays what it was.
         old = np.bincount(owner, minlength=slots.size)
+        old = np.where(ended, side["outstanding"][place], old)
         outstanding = np.where(account.in_flight == NULL, NULL, old[runs.run] + sent - done)
 
         # Each packet's wait ends with the first step that covers it.
@@ -135,7 +142,7 @@ class Pending:
         if over.any():
             waited = np.maximum(rows.time_ns[row[over]] - times[over], 0)
             self._sample(2 * slots[wait_run[over]] + sender, waited)
-        last = covered[runs.lasts] - np.arange(slots.size) * _LIFT
+        last = covered[runs.lasts] - np.arange(slots.size) * part
         side["acked"][place] = origin + last
         side["outstanding"][place] = outstanding[runs.lasts]
         # Waiting on are the old ones of other connections, and what is not covered here. An ended

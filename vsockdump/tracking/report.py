@@ -17,10 +17,12 @@ from vsockdump.frames import Ints
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.pending import Pending
 from vsockdump.tracking.states import State
-from vsockdump.tracking.store import Store
+from vsockdump.tracking.store import NO_TIME, Store
 from vsockdump.tracking.times import FLOW_COLUMNS, Stall
 from vsockdump.wire import Type
 
+FASTEST: Final = float(1 << 62)
+"""Bytes per second no report exceeds: where hardly any time passed, a quotient fits no integer."""
 DIRECTIONS: Final = ("client_to_server", "server_to_client")
 
 
@@ -71,10 +73,11 @@ class Connection:
 
 
 def ends(store: Store, slots: Ints, end_ns: int) -> Ints:
-    """When each connection's time is up: never, before its end (NULL if it has ended)."""
+    """When each connection's time is up: with its end, its successor's REQUEST, or the capture."""
     conn = store.conn
-    until = np.where(conn["until_ns"][slots] == NULL, end_ns, conn["until_ns"][slots])
-    return np.where(store.over(slots), NULL, until)
+    until = conn["until_ns"][slots]
+    until = np.where(until == NO_TIME, end_ns, until)
+    return np.where(store.over(slots), conn["last_ns"][slots], until)
 
 
 def open_stalls(store: Store, end_ns: int, threshold_ns: int) -> list[tuple[int, Stall]]:
@@ -85,7 +88,8 @@ def open_stalls(store: Store, end_ns: int, threshold_ns: int) -> list[tuple[int,
     for sender in (0, 1):
         since = store.side["stall_ns"][slots, sender]
         lasted = np.maximum(final - since, 0)
-        counts = (since != NULL) & (lasted >= threshold_ns)
+        counts = store.side["stall_number"][slots, sender] != NULL
+        counts &= lasted >= threshold_ns
         for place in np.flatnonzero(counts).tolist():
             slot = int(slots[place])
             stall = Stall(
@@ -110,7 +114,7 @@ def columns(
     slots = store.slots()
     conn, side = store.conn, store.side
     final = ends(store, slots, end_ns)
-    rest = np.where(final == NULL, 0, np.maximum(final - conn["last_ns"][slots], 0))
+    rest = np.maximum(final - conn["last_ns"][slots], 0)
     result: dict[str, NDArray[Any]] = {
         "conn": conn["number"][slots],
         "type": conn["type"][slots],
@@ -131,12 +135,11 @@ def columns(
     life = np.maximum(result["end_ns"] - result["start_ns"], 0)
     for sender, direction in enumerate(DIRECTIONS):
         place = (slots, sender)
-        since = side["stall_ns"][place]
-        lasted = np.where(since == NULL, 0, np.maximum(final - since, 0))
-        counts = (since != NULL) & (lasted >= threshold_ns)
+        lasted = np.maximum(final - side["stall_ns"][place], 0)
+        counts = (side["stall_number"][place] != NULL) & (lasted >= threshold_ns)
         drain = pending.quantiles(slots, sender)
         messages = side["messages"][place]
-        rate = side["bytes"][place] * 1e9 / np.maximum(life, 1)
+        rate = np.minimum(side["bytes"][place] * 1e9 / np.maximum(life, 1), FASTEST)
         figures = {
             "packets": side["packets"][place],
             "bytes": side["bytes"][place],

@@ -103,8 +103,8 @@ detector saw it; ``told``: bits of the findings already made of this direction.
 Columns = dict[str, NDArray[Any]]
 
 _FIRST_SIZE: Final = 1024
-_HEADROOM: Final = 16
-"""One part in so many is emptied beyond the limit: a flood then evicts now and then only."""
+HEADROOM: Final = 16
+"""One part in so many is emptied beyond a limit: a flood then comes to it now and then only."""
 
 
 def _columns(layout: dict[str, tuple[str, int]], shape: tuple[int, ...]) -> Columns:
@@ -160,7 +160,7 @@ class Store:
         used = np.flatnonzero(self._live)
         if used.size <= self.limit:
             return used[:0]
-        spare = used.size - (self.limit - self.limit // _HEADROOM)
+        spare = used.size - (self.limit - self.limit // HEADROOM)
         ended = self.over(used)
         order = np.lexsort((self.conn["number"][used], self.conn["last_number"][used], ~ended))
         gone = used[order[:spare]]

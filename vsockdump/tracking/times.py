@@ -97,7 +97,7 @@ def stalls(
     found: list[tuple[int, Stall]] = []
     runs, slots, side = rows.runs, rows.slots, store.side
     for sender, account in enumerate(accounts):
-        carried = side["stall_ns"][slots, sender] != NULL
+        carried = side["stall_number"][slots, sender] != NULL
         if not carried.any() and not account.stalled.any():
             continue
         before = runs.before(account.stalled, carried)
@@ -109,10 +109,10 @@ def stalls(
         last = runs.lasts
         still, at = account.stalled[last], latest[last]
         fresh = still & (at >= 0)
-        since, number = rows.time_ns[at], rows.number[at]
-        for name, values in (("stall_ns", since), ("stall_number", number)):
-            kept = np.where(fresh, values, side[name][slots, sender])
-            side[name][slots, sender] = np.where(still, kept, NULL)
+        place = (slots[fresh], sender)
+        side["stall_ns"][place] = rows.time_ns[at[fresh]]
+        side["stall_number"][place] = rows.number[at[fresh]]
+        side["stall_number"][slots[~still], sender] = NULL
     return found
 
 

@@ -25,7 +25,7 @@ from vsockdump.tracking.findings import BITS, Finding
 from vsockdump.tracking.pending import Pending
 from vsockdump.tracking.repair import Repairer
 from vsockdump.tracking.report import Connection
-from vsockdump.tracking.store import Store
+from vsockdump.tracking.store import NO_TIME, Store
 from vsockdump.tracking.times import Stall, messages, spend, stalls
 from vsockdump.wire import Op, RwFlag, Type
 
@@ -64,7 +64,7 @@ class Tracker:
         self._report = report or findings
         self._look = findings
         self._watch = watch
-        self._end_ns = 0
+        self._end_ns = NO_TIME
         self._interfaces: tuple[Interface, ...] = ()
         self._findings: list[Finding] = []
         self._fresh: list[Finding] = []
@@ -110,7 +110,7 @@ class Tracker:
             eom &= self._store.conn["type"][rows.slot] == Type.SEQPACKET
             if eom.any():
                 messages(rows, accounts, self._store, eom)
-            outstanding = self._pending.feed(rows, accounts)
+            outstanding = self._pending.feed(rows, life, accounts)
             if self._look:
                 raised += self._detector.feed(rows, life, accounts, outstanding)
                 raised += self._detector.stalls(rows, ended)
