@@ -200,8 +200,9 @@ def _block(plain: Plain, kind: int, body: bytes, order: str, base: int, at: int)
         new = Interface(plain.sections[-1], linktype, snaplen, options)
         resolution, offset = first(options, 9), first(options, 14)
         if resolution is not None:
-            power = resolution[0] & 0x7F
-            new.ticks_per_second = 2**power if resolution[0] & 0x80 else 10**power
+            (value,) = struct.unpack("B", resolution)
+            power = value & 0x7F
+            new.ticks_per_second = 2**power if value & 0x80 else 10**power
         if offset is not None:
             (new.offset_seconds,) = struct.unpack(order + "q", offset)
         plain.interfaces.append(new)
@@ -219,8 +220,8 @@ def _block(plain: Plain, kind: int, body: bytes, order: str, base: int, at: int)
         plain.packets.append(Packet(base + index, time_ns, origlen, frame, options))
     elif kind == SPB:
         (origlen,) = struct.unpack_from(order + "I", body)
-        caplen = min(origlen, interface(0).snaplen or origlen, len(body) - 4)
-        plain.packets.append(Packet(base, None, origlen, body[4 : 4 + caplen]))
+        caplen = min(origlen, interface(0).snaplen or origlen)
+        plain.packets.append(Packet(base, None, origlen, cut(4, caplen)))
     elif kind == ISB:
         index, high, low = struct.unpack_from(order + "III", body)
         time_ns = interface(index).time_ns(high << 32 | low)

@@ -5,7 +5,8 @@ where each one's successor would start. From a known boundary, a run in which ev
 successor is the next candidate is proven, exactly: it is the chain a hop from record to record
 would walk. A false candidate inside payload only ends a run; the chain goes on where the last
 proven record points. Payload full of false candidates (a capture inside a capture) would end a run
-at each record, so scans and runs are budgeted, and when the budget is spent the rest is hopped.
+at each record, so scans and runs are budgeted, and when the budget is spent the rest is hopped. A
+buffer of few records, as a live pipe gives, is hopped over and never scanned.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ RUNS: Final = 32
 SCANS: Final = 8
 """Scans of what is left of one buffer: each looks at every byte."""
 HOPS: Final = 64
-"""Records hopped over where a chain ended, before another scan is tried."""
+"""Records hopped over before a scan is tried, at first and where a chain ended."""
 SPARSE: Final = 2048
-"""Mean record length in bytes from which hopping is cheaper than looking at every byte."""
+"""Mean length in bytes of the records just hopped over from which hopping on is cheaper."""
 
 
 class Damage(NamedTuple):
@@ -62,21 +63,21 @@ def follow(candidates: Ints, successors: Ints, begin: int) -> tuple[Ints, int]:
 class Walk:
     """Locates the records of one buffer: by chains while that pays, else by hops."""
 
-    def __init__(self, chain: Chain, hop: Hop, *, sparse: bool) -> None:
+    def __init__(self, chain: Chain, hop: Hop) -> None:
         self._chain = chain
         self._hop = hop
-        self._scans = 0 if sparse else SCANS
+        self._scans = SCANS
 
     def run(self, begin: int) -> tuple[Ints, int, Damage | None]:
         """All records that follow on each other from ``begin``, and where they end."""
         found = []
         while True:
-            if self._scans:
-                self._scans -= 1
-                offsets, begin = self._chain(begin)
-                found.append(offsets)
-            most = HOPS if self._scans else None
+            start, most = begin, HOPS if self._scans else None
             offsets, begin, damage = self._hop(begin, most)
             found.append(offsets)
             if damage is not None or most is None or offsets.size < most:
                 return np.concatenate(found), begin, damage
+            if begin - start < most * SPARSE:
+                self._scans -= 1
+                offsets, begin = self._chain(begin)
+                found.append(offsets)

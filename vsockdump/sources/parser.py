@@ -11,13 +11,14 @@ from vsockdump.sources.chain import Damage
 class Parsed(NamedTuple):
     """The outcome of one call: frames (None if there were none), and where to go on.
 
-    ``consumed`` may lie past the buffer's end: that many bytes are to be skipped. ``damage`` ends
-    the file; the frames before it are in ``batch``.
+    ``damage`` ends the file; the frames before it are in ``batch``. ``skip`` is the length of a
+    block at ``consumed`` that nobody needs and that goes on past the buffer; 0 if there is none.
     """
 
     batch: FrameBatch | None
     consumed: int
     damage: Damage | None
+    skip: int = 0
 
 
 class Parser(Protocol):
@@ -31,3 +32,8 @@ class Parser(Protocol):
         The buffer has SLACK bytes behind ``end``.
         """
         ...
+
+
+def cut_short(at: int, what: str, needed: int, had: int) -> Damage:
+    """The file ends within a record or block."""
+    return Damage(at, f"cut short: the {what} needs {needed} bytes, had {had}")

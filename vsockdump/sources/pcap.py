@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from vsockdump.frames import Bytes, FrameBatch, Interface, InterfaceStatistics, Ints, gather
-from vsockdump.sources.chain import SPARSE, Damage, Walk, follow
-from vsockdump.sources.parser import Parsed
+from vsockdump.sources.chain import Damage, Walk, follow
+from vsockdump.sources.parser import Parsed, cut_short
 
 MAGICS: Final = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
@@ -27,6 +27,8 @@ RECORD_LEN: Final = 16
 MAX_CAPLEN: Final = 262_144
 """What tcpdump and Wireshark accept at most; more means that the file is damaged."""
 _VERSION: Final = 2
+_SLICE: Final = 1 << 16
+"""Bytes looked at in one go: larger temporary columns come fresh from the kernel, page by page."""
 
 
 class PcapParser:
@@ -38,7 +40,6 @@ class PcapParser:
         self._order = ""
         self._tick = 1
         self._number = 1
-        self._sparse = False
         self._record: np.dtype[Any] = np.dtype([])
 
     def parse(self, buf: Bytes, begin: int, end: int, *, last: bool) -> Parsed:
@@ -47,19 +48,16 @@ class PcapParser:
         if not self._order:
             at += FILE_HDR_LEN
             if at > end:
-                reason = f"needed {FILE_HDR_LEN} bytes of file header, had {end - begin}"
-                return Parsed(None, begin, Damage(begin, reason) if last else None)
+                cut = cut_short(begin, "file header", FILE_HDR_LEN, end - begin)
+                return Parsed(None, begin, cut if last else None)
             damage = self._file_header(buf[begin:at].tobytes(), begin)
             if damage is not None:
                 return Parsed(None, begin, damage)
         walk = Walk(
             lambda start: self._chain(buf, start, end),
             lambda start, most: self._hops(buf, start, end, most),
-            sparse=self._sparse,
         )
         offsets, stopped, damage = walk.run(at)
-        if offsets.size:
-            self._sparse = (stopped - at) // offsets.size > SPARSE
         if last and stopped < end and damage is None:
             damage = self._cut(buf, stopped, end)
         return Parsed(self._batch(buf, offsets) if offsets.size else None, stopped, damage)
@@ -83,9 +81,13 @@ class PcapParser:
             return np.zeros(0, np.int64), begin
         high, low = (3, 2) if self._order == "<" else (0, 1)
         data = buf[begin:end]
-        mark = data[high : high + starts] == data[high]
-        mark &= data[low : low + starts] == data[low]
-        candidates = np.flatnonzero(mark) + begin
+        found = []
+        for first in range(0, starts, _SLICE):
+            stop = min(first + _SLICE, starts)
+            mark = data[first + high : stop + high] == data[high]
+            mark &= data[first + low : stop + low] == data[low]
+            found.append(np.flatnonzero(mark) + (begin + first))
+        candidates = np.concatenate(found)
         caplen = gather(buf, candidates + 8, np.dtype(self._order + "u4")).astype(np.int64)
         successors = candidates + (RECORD_LEN + caplen)
         plausible = (caplen <= MAX_CAPLEN) & (successors <= end)
@@ -112,7 +114,7 @@ class PcapParser:
         needed = RECORD_LEN
         if end - at >= RECORD_LEN:
             needed += struct.unpack_from(self._order + "I", buf.data, at + 8)[0]
-        return Damage(at, f"cut short: the record needs {needed} bytes, had {end - at}")
+        return cut_short(at, "record", needed, end - at)
 
     def _batch(self, buf: Bytes, offsets: Ints) -> FrameBatch:
         records = gather(buf, offsets, self._record)

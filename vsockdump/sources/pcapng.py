@@ -11,8 +11,7 @@ that counts on through the file.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,10 @@ from vsockdump.frames import (
     Section,
     gather,
 )
-from vsockdump.sources.chain import SPARSE, Damage, Walk, follow
-from vsockdump.sources.parser import Parsed
+from vsockdump.sources import options
+from vsockdump.sources.chain import Damage, Walk, follow
+from vsockdump.sources.parser import Parsed, cut_short
+from vsockdump.sources.ticks import Clock
 
 MAGIC: Final = b"\x0a\x0d\x0d\x0a"
 SHB: Final = 0x0A0D0D0A
@@ -37,50 +38,46 @@ PB: Final = 2
 SPB: Final = 3
 ISB: Final = 5
 EPB: Final = 6
+_READ: Final = frozenset((SHB, IDB, PB, SPB, ISB, EPB))
+"""Block types that are read; all others are skipped."""
 _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _FRAMING: Final = 12
 """Type, length, and the length again at the end."""
 _EPB_FIXED: Final = 32
 _EPB_DATA: Final = 28
-_SPB_FIXED: Final = 16
+_SPB_DATA: Final = 12
 MAX_BLOCK: Final = 16 * 1024 * 1024
 """Longest block that is read; Wireshark's limit. Longer ones of other types are skipped."""
 MAX_INTERFACES: Final = 65_536
 """Interface blocks accepted in a file, so that a file of nothing else costs bounded memory."""
+MAX_DESCRIPTIONS: Final = 4 * MAX_BLOCK
+"""Bytes of section and interface blocks accepted together: their names and comments are kept."""
+MANY: Final = 16
+"""Interfaces of different clocks in a batch from which each packet's time is taken on its own."""
+_CROWDED: Final = f"a packet has more than {options.MAX_OPTIONS} options"
 
-_TIME_MAX: Final = np.iinfo(np.int64).max
-_INTEGERS: Final = {2: 4, 4: 8, 5: 8, 6: 4}
-"""Packet options that hold one integer (flags, drop count, packet id, queue) and its width."""
-
-
-class _Clock(NamedTuple):
-    """How an interface counts time: ticks a second and an offset in seconds."""
-
-    binary: bool
-    exponent: int
-    offset: int
-
-    def time_ns(self, ticks: NDArray[np.uint64]) -> Ints:
-        """Ticks since the epoch to nanoseconds; a time past the year 2262 reads as that."""
-        if self.binary:
-            seconds = ticks >> np.uint64(self.exponent) if self.exponent < 64 else ticks * 0
-            rest = ticks - (seconds << np.uint64(self.exponent) if self.exponent < 64 else 0)
-            # Fewer than 2^34 ticks a second keep the product below 2^64, and lose no nanosecond.
-            spare = max(self.exponent - 33, 0)
-            rest = rest >> np.uint64(spare) if spare < 64 else rest * 0
-            fraction = (rest * np.uint64(10**9)) >> np.uint64(min(self.exponent, 33))
-            limit = (_TIME_MAX - 10**9) // 10**9
-            ns = np.minimum(seconds, limit) * np.uint64(10**9) + fraction
-        elif self.exponent <= 9:
-            factor = 10 ** (9 - self.exponent)
-            ns = np.minimum(ticks, _TIME_MAX // factor) * np.uint64(factor)
-        else:
-            ns = ticks // np.uint64(10 ** min(self.exponent - 9, 19))
-            ns = np.minimum(ns, _TIME_MAX)
-        return ns.astype(np.int64) + np.int64(self.offset * 10**9)
-
-
-_DEFAULT_CLOCK: Final = _Clock(False, 6, 0)
+_SHB_HARDWARE: Final = 2
+_SHB_OS: Final = 3
+_SHB_USERAPPL: Final = 4
+_IF_NAME: Final = 2
+_IF_DESCRIPTION: Final = 3
+_IF_TSRESOL: Final = 9
+_IF_FILTER: Final = 11
+_IF_OS: Final = 12
+_IF_TSOFFSET: Final = 14
+_ISB_STARTTIME: Final = 2
+_ISB_ENDTIME: Final = 3
+_ISB_IFRECV: Final = 4
+_ISB_IFDROP: Final = 5
+_IF_OPTIONS: Final = (
+    _IF_NAME,
+    _IF_DESCRIPTION,
+    _IF_TSRESOL,
+    _IF_FILTER,
+    _IF_OS,
+    _IF_TSOFFSET,
+)
+_ISB_OPTIONS: Final = (_ISB_STARTTIME, _ISB_ENDTIME, _ISB_IFRECV, _ISB_IFDROP)
 
 
 class PcapngParser:
@@ -89,12 +86,15 @@ class PcapngParser:
     def __init__(self, interfaces: list[Interface]) -> None:
         self.statistics: dict[int, InterfaceStatistics] = {}
         self._interfaces = interfaces
-        self._clocks: list[_Clock] = []
+        self._clocks: list[Clock] = []
+        self._clock: Clock | None = None
+        """The one that all interfaces of the section share, if they do."""
         self._base = 0
         self._order = ""
         self._section = Section()
+        self._section_size = 0
+        self._described = 0
         self._number = 1
-        self._sparse = False
         self._epb: np.dtype[Any] = np.dtype([])
 
     def parse(self, buf: Bytes, begin: int, end: int, *, last: bool) -> Parsed:
@@ -102,10 +102,9 @@ class PcapngParser:
         walk = Walk(
             lambda start: self._chain(buf, start, end),
             lambda start, most: self._hops(buf, start, end, most),
-            sparse=self._sparse,
         )
         pieces: list[FrameBatch] = []
-        at, damage = begin, None
+        at, skip, damage = begin, 0, None
         while True:
             if self._order:
                 offsets, at, damage = walk.run(at)
@@ -122,17 +121,13 @@ class PcapngParser:
             following, damage = self._other(buf, at, end, pieces)
             if damage is not None or following == at:
                 break
-            at = following
-            if at >= end:
+            if following > end:
+                skip = following - at
                 break
+            at = following
         if last and at < end and damage is None:
             damage = self._cut(buf, at, end)
-        elif last and at > end and damage is None:
-            damage = Damage(end, f"cut short: a block goes on for {at - end} bytes")
-        batch = _join(pieces)
-        if batch is not None:
-            self._sparse = (at - begin) // len(batch) > SPARSE
-        return Parsed(batch, at, damage)
+        return Parsed(_join(pieces), at, damage, skip)
 
     # -- enhanced packet blocks, in bulk ----------------------------------------------------
 
@@ -144,7 +139,8 @@ class PcapngParser:
         candidates = np.flatnonzero(words[:-2] == EPB)
         length = words[candidates + 1].astype(np.int64)
         successors = candidates + (length >> 2)
-        plausible = (length & 3 == 0) & (length >= _EPB_FIXED) & (successors <= words.size)
+        plausible = (length & 3 == 0) & (length >= _EPB_FIXED) & (length <= MAX_BLOCK)
+        plausible &= successors <= words.size
         candidates, successors = candidates[plausible], successors[plausible]
         offsets, at = follow(candidates, successors, 0)
         return offsets * 4 + begin, at * 4 + begin
@@ -153,12 +149,20 @@ class PcapngParser:
         self, buf: Bytes, begin: int, end: int, most: int | None
     ) -> tuple[Ints, int, Damage | None]:
         offsets: list[int] = []
-        unpack, data = struct.Struct(self._order + "II").unpack_from, buf.data
-        while begin + _EPB_FIXED <= end and len(offsets) != most:
+        head, tail = struct.Struct(self._order + "II"), struct.Struct(self._order + "I")
+        unpack, data = head.unpack_from, buf.data
+        while begin + _FRAMING <= end and len(offsets) != most:
             kind, length = unpack(data, begin)
-            if kind != EPB or length < _EPB_FIXED or length & 3 or begin + length > end:
+            if length & 3 or length > MAX_BLOCK or begin + length > end:
                 break
-            offsets.append(begin)
+            if kind == EPB and length >= _EPB_FIXED:
+                offsets.append(begin)
+            elif (
+                kind in _READ
+                or length < _FRAMING
+                or tail.unpack_from(data, begin + length - 4) != (length,)
+            ):
+                break
             begin += length
         return np.array(offsets, np.int64), begin, None
 
@@ -172,27 +176,29 @@ class PcapngParser:
         behind = length - _EPB_FIXED - (caplen + 3 & ~np.int64(3))
         known = len(self._interfaces) - self._base
         bad = (behind < 0) | (interface >= known) | (trailer != records["length"])
-        damage = None
+        rows, damage = offsets.size, None
         if bad.any():
-            row = int(np.argmax(bad))
-            damage = self._packet_damage(int(offsets[row]), records[row], int(trailer[row]), known)
-            offsets, records, caplen = offsets[:row], records[:row], caplen[:row]
-            interface, behind = interface[:row], behind[:row]
-        if not offsets.size:
+            rows = int(np.argmax(bad))
+            at = int(offsets[rows])
+            damage = self._packet_damage(at, records[rows], int(trailer[rows]), known)
+        found, crowded = self._packet_options(buf, (offsets + length - 4)[:rows], behind[:rows])
+        if crowded is not None:
+            rows, damage = crowded, Damage(int(offsets[crowded]), _CROWDED)
+        if not rows:
             return None, damage
+        records, interface = records[:rows], interface[:rows] + self._base
         ticks = records["high"].astype(np.uint64) << np.uint64(32) | records["low"]
-        interface += self._base
         return (
             FrameBatch(
                 buf=buf,
-                offset=offsets + _EPB_DATA,
-                caplen=caplen,
+                offset=offsets[:rows] + _EPB_DATA,
+                caplen=caplen[:rows],
                 origlen=records["origlen"].astype(np.int64),
-                time_ns=self._time_ns(ticks, interface),
+                time_ns=self._times_ns(ticks, interface),
                 interface=interface,
-                number=self._take_numbers(offsets.size),
+                number=self._take_numbers(rows),
                 interfaces=self._interfaces,
-                options=self._packet_options(buf, offsets + length[: offsets.size] - 4, behind),
+                options=found,
             ),
             damage,
         )
@@ -207,17 +213,20 @@ class PcapngParser:
             return Damage(
                 at, f"a packet names interface {interface}, but only {known} are described"
             )
-        return Damage(at, f"a block of {length} bytes claims {caplen} captured bytes")
+        return Damage(at, _claims(length, caplen))
 
-    def _time_ns(self, ticks: NDArray[np.uint64], interface: Ints) -> Ints:
-        clocks = set(self._clocks[self._base :])
-        if len(clocks) == 1:
-            return clocks.pop().time_ns(ticks)
-        time_ns = np.zeros(ticks.size, np.int64)
-        for index in np.unique(interface).tolist():
+    def _times_ns(self, ticks: NDArray[np.uint64], interface: Ints) -> Ints:
+        if self._clock is not None:
+            return self._clock.times_ns(ticks)
+        indices = np.unique(interface).tolist()
+        if len(indices) > MANY:
+            pairs = zip(interface.tolist(), ticks.tolist(), strict=True)
+            return np.array([self._clocks[index].time_ns(tick) for index, tick in pairs], np.int64)
+        times = np.zeros(ticks.size, np.int64)
+        for index in indices:
             rows = interface == index
-            time_ns[rows] = self._clocks[index].time_ns(ticks[rows])
-        return time_ns
+            times[rows] = self._clocks[index].times_ns(ticks[rows])
+        return times
 
     def _take_numbers(self, count: int) -> Ints:
         first, self._number = self._number, self._number + count
@@ -225,24 +234,18 @@ class PcapngParser:
 
     def _packet_options(
         self, buf: Bytes, ends: Ints, behind: Ints
-    ) -> dict[int, tuple[Option, ...]]:
-        options = {}
-        for row in np.flatnonzero(behind > 0).tolist():
+    ) -> tuple[dict[int, tuple[Option, ...]], int | None]:
+        """The options of the rows that have any, and the row that has too many."""
+        found: dict[int, tuple[Option, ...]] = {}
+        for row in np.flatnonzero(behind).tolist():
             end = int(ends[row])
             data = buf[end - int(behind[row]) : end].tobytes()
-            found = tuple(
-                Option(code=code, value=self._little(code, value))
-                for code, value in self._options(data)
-            )
-            if found:
-                options[row] = found
-        return options
-
-    def _little(self, code: int, value: bytes) -> bytes:
-        """An option's value with its integer, if it holds one, little-endian."""
-        if self._order == ">" and _INTEGERS.get(code) == len(value):
-            return value[::-1]
-        return value
+            of_row = options.of_packet(data, self._order)
+            if of_row is None:
+                return found, row
+            if of_row:
+                found[row] = of_row
+        return found, None
 
     # -- the other blocks, one by one -------------------------------------------------------
 
@@ -261,9 +264,8 @@ class PcapngParser:
         kind, length = struct.unpack_from(self._order + "II", buf.data, at)
         if length < _FRAMING or length & 3:
             return at, Damage(at, f"a block claims a length of {length} bytes")
-        needed = kind in (SHB, IDB, PB, SPB, ISB, EPB)
         if length > MAX_BLOCK:
-            if needed:
+            if kind in _READ:
                 return at, Damage(at, f"a block of type {kind} claims a length of {length} bytes")
             return at + length, None
         if at + length > end:
@@ -271,13 +273,11 @@ class PcapngParser:
         (trailer,) = struct.unpack_from(self._order + "I", buf.data, at + length - 4)
         if trailer != length:
             return at, Damage(at, f"a block's two lengths differ: {length} and {trailer}")
-        if not needed:
-            return at + length, None
         try:
             wrong = self._block(buf, kind, at, length, pieces)
         except struct.error:
             wrong = f"a block of type {kind} is too short: {length} bytes"
-        return at + length, Damage(at, wrong) if wrong else None
+        return (at, Damage(at, wrong)) if wrong else (at + length, None)
 
     def _block(
         self, buf: Bytes, kind: int, at: int, length: int, pieces: list[FrameBatch]
@@ -293,52 +293,62 @@ class PcapngParser:
             return self._simple_packet(buf, at, body, pieces)
         if kind == PB:
             return self._obsolete_packet(buf, at, body, pieces)
+        # Hops pass over every whole packet block and all other types.
         return f"a packet block of {length} bytes is too short"
 
     def _section_header(self, body: bytes) -> str | None:
-        major, minor = struct.unpack_from(self._order + "4xHH", body)
+        major, minor = struct.unpack_from(self._order + "4xHH8x", body)
         if major != 1:
             return f"pcapng version {major}.{minor} is not known"
-        options = _Texts(self._options(body[16:]))
+        found = options.Chosen(body[16:], self._order, (_SHB_HARDWARE, _SHB_OS, _SHB_USERAPPL))
         self._section = Section(
-            hardware=options.first(2),
-            os=options.first(3),
-            application=options.first(4),
-            comments=options.all(1),
+            hardware=found.text(_SHB_HARDWARE),
+            os=found.text(_SHB_OS),
+            application=found.text(_SHB_USERAPPL),
+            comments=found.comments,
         )
         self._base = len(self._interfaces)
+        self._clock = None
+        # Nobody keeps a section without interfaces, so it counts with its first one.
+        self._section_size = len(body)
         names = ["kind", "length", "interface", "high", "low", "caplen", "origlen"]
         self._epb = np.dtype([(name, self._order + "u4") for name in names])
         return None
 
     def _interface(self, body: bytes) -> str | None:
+        linktype, snaplen = struct.unpack_from(self._order + "HxxI", body)
         if len(self._interfaces) == MAX_INTERFACES:
             return f"more than {MAX_INTERFACES} interfaces"
-        linktype, snaplen = struct.unpack_from(self._order + "HxxI", body)
-        pairs = list(self._options(body[8:]))
-        options = _Texts(pairs)
-        clock = _DEFAULT_CLOCK
-        for code, value in pairs:
-            if code == 9 and len(value) == 1:
-                clock = clock._replace(binary=value[0] >= 0x80, exponent=value[0] & 0x7F)
-            elif code == 14 and len(value) == 8:
-                (offset,) = struct.unpack(self._order + "q", value)
-                limit = _TIME_MAX // 10**9 // 2
-                clock = clock._replace(offset=max(-limit, min(limit, offset)))
-        filters = [value for code, value in pairs if code == 11]
+        self._described += len(body) + self._section_size
+        self._section_size = 0
+        if self._described > MAX_DESCRIPTIONS:
+            return f"more than {MAX_DESCRIPTIONS} bytes that describe sections and interfaces"
+        found = options.Chosen(body[8:], self._order, _IF_OPTIONS)
+        clock = Clock()
+        if (resolution := found.get(_IF_TSRESOL)) is not None:
+            if len(resolution) != 1:
+                return f"an interface's if_tsresol has {len(resolution)} bytes"
+            clock = Clock(binary=resolution[0] >= 0x80, exponent=resolution[0] & 0x7F)
+        if (seconds := found.get(_IF_TSOFFSET)) is not None:
+            if len(seconds) != 8:
+                return f"an interface's if_tsoffset has {len(seconds)} bytes"
+            clock = clock._replace(offset=struct.unpack(self._order + "q", seconds)[0])
+        filter_ = found.get(_IF_FILTER) or b""
+        first = len(self._interfaces) == self._base
+        self._clock = clock if first or clock == self._clock else None
         self._clocks.append(clock)
         self._interfaces.append(
             Interface(
                 linktype=linktype,
                 snaplen=snaplen,
-                name=options.first(2),
-                description=options.first(3),
+                name=found.text(_IF_NAME),
+                description=found.text(_IF_DESCRIPTION),
                 # The first byte tells the kind of filter; 0 is a capture filter's text.
-                filter=_text(filters[0][1:]) if filters and filters[0][:1] == b"\0" else "",
-                os=options.first(12),
-                comments=options.all(1),
+                filter=options.text(filter_[1:]) if filter_[:1] == b"\0" else "",
+                os=found.text(_IF_OS),
+                comments=found.comments,
                 section=self._section,
-                nanoseconds=clock.exponent > (20 if clock.binary else 6),
+                nanoseconds=clock.nanoseconds,
             )
         )
         return None
@@ -348,23 +358,27 @@ class PcapngParser:
         index += self._base
         if index >= len(self._interfaces):
             return "statistics of an interface that is not described"
-        values = {code: value for code, value in self._options(body[12:]) if len(value) == 8}
-        counts = {
-            code: struct.unpack(self._order + "Q", values[code])[0]
-            for code in (4, 5)
-            if code in values
-        }
-        times: dict[int, int] = {}
-        for code in (2, 3):
-            if code in values:
-                high, low = struct.unpack(self._order + "II", values[code])
-                ticks = np.array([high << 32 | low], np.uint64)
-                times[code] = int(self._clocks[index].time_ns(ticks)[0])
+        found = options.Chosen(body[12:], self._order, _ISB_OPTIONS)
+
+        def unpack(code: int, layout: str) -> list[int] | None:
+            value = found.get(code)
+            if value is None or len(value) != 8:
+                return None
+            return list(struct.unpack(self._order + layout, value))
+
+        def count(code: int) -> int | None:
+            numbers = unpack(code, "Q")
+            return numbers[0] if numbers else None
+
+        def time_ns(code: int) -> int | None:
+            words = unpack(code, "II")
+            return self._clocks[index].time_ns(words[0] << 32 | words[1]) if words else None
+
         self.statistics[index] = InterfaceStatistics(
-            received=counts.get(4),
-            dropped=counts.get(5),
-            start_ns=times.get(2),
-            end_ns=times.get(3),
+            received=count(_ISB_IFRECV),
+            dropped=count(_ISB_IFDROP),
+            start_ns=time_ns(_ISB_STARTTIME),
+            end_ns=time_ns(_ISB_ENDTIME),
         )
         return None
 
@@ -374,9 +388,10 @@ class PcapngParser:
         (origlen,) = struct.unpack_from(self._order + "I", body)
         if self._base == len(self._interfaces):
             return "a simple packet, but no interface is described"
-        snaplen = self._interfaces[self._base].snaplen or origlen
-        caplen = min(origlen, snaplen, len(body) - 4)
-        self._one(pieces, buf, at + 12, caplen, origlen, 0, self._base, ())
+        caplen = min(origlen, self._interfaces[self._base].snaplen or origlen)
+        if _padded(caplen) > len(body) - 4:
+            return _claims(len(body) + _FRAMING, caplen)
+        self._one(pieces, buf, at + _SPB_DATA, caplen, origlen, 0, self._base, ())
         return None
 
     def _obsolete_packet(
@@ -387,15 +402,13 @@ class PcapngParser:
         index += self._base
         if index >= len(self._interfaces):
             return "a packet names an interface that is not described"
-        padded = layout.size + (caplen + 3 & ~3)
-        if padded > len(body):
-            return f"a block of {len(body) + _FRAMING} bytes claims {caplen} captured bytes"
-        ticks = np.array([high << 32 | low], np.uint64)
-        time_ns = int(self._clocks[index].time_ns(ticks)[0])
-        found = tuple(
-            Option(code=code, value=self._little(code, value))
-            for code, value in self._options(body[padded:])
-        )
+        behind = layout.size + _padded(caplen)
+        if behind > len(body):
+            return _claims(len(body) + _FRAMING, caplen)
+        found = options.of_packet(body[behind:], self._order)
+        if found is None:
+            return _CROWDED
+        time_ns = self._clocks[index].time_ns(high << 32 | low)
         self._one(pieces, buf, at + 8 + layout.size, caplen, origlen, time_ns, index, found)
         return None
 
@@ -408,7 +421,7 @@ class PcapngParser:
         origlen: int,
         time_ns: int,
         index: int,
-        options: tuple[Option, ...],
+        found: tuple[Option, ...],
     ) -> None:
         column = [
             np.array([value], np.int64) for value in (offset, caplen, origlen, time_ns, index)
@@ -423,43 +436,25 @@ class PcapngParser:
                 interface=column[4],
                 number=self._take_numbers(1),
                 interfaces=self._interfaces,
-                options={0: options} if options else {},
+                options={0: found} if found else {},
             )
         )
 
-    def _options(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Code and value of each option; ends at the end mark, or where one does not fit."""
-        at = 0
-        while at + 4 <= len(data):
-            code, length = struct.unpack_from(self._order + "HH", data, at)
-            value = data[at + 4 : at + 4 + length]
-            if code == 0 or len(value) < length:
-                return
-            yield code, value
-            at += 4 + (length + 3 & ~3)
-
     def _cut(self, buf: Bytes, at: int, end: int) -> Damage:
         needed = _FRAMING
-        if end - at >= 8 and self._order:
+        # A section header has a byte order of its own, and tells it in what would be missing.
+        known = self._order and buf[at : at + 4].tobytes() != MAGIC
+        if end - at >= (8 if known else _FRAMING):
             needed = max(needed, struct.unpack_from(self._order + "4xI", buf.data, at)[0])
-        return Damage(at, f"cut short: the block needs {needed} bytes, had {end - at}")
+        return cut_short(at, "block", needed, end - at)
 
 
-class _Texts:
-    """The options of a block that are text."""
-
-    def __init__(self, pairs: Any) -> None:
-        self._pairs = list(pairs)
-
-    def first(self, code: int) -> str:
-        return next(iter(self.all(code)), "")
-
-    def all(self, code: int) -> tuple[str, ...]:
-        return tuple(_text(value) for found, value in self._pairs if found == code)
+def _padded(length: int) -> int:
+    return length + 3 & ~3
 
 
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode("utf-8", "replace")
+def _claims(length: int, caplen: int) -> str:
+    return f"a block of {length} bytes claims {caplen} captured bytes"
 
 
 def _join(pieces: list[FrameBatch]) -> FrameBatch | None:

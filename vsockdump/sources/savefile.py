@@ -16,10 +16,14 @@ from vsockdump.errors import SavefileError
 from vsockdump.frames import SLACK, FrameBatch, Interface, InterfaceStatistics
 from vsockdump.sources import pcap, pcapng
 from vsockdump.sources.bytestream import ByteStream
-from vsockdump.sources.parser import Parser
+from vsockdump.sources.chain import Damage
+from vsockdump.sources.parser import Parser, cut_short
 
 CHUNK: Final = 1 << 20
 """Bytes read at a time: some 7,000 small packets, a batch that stays in the processor's cache."""
+_LEAST: Final = 64
+"""Fewer bytes at a time would not hold a file header."""
+_MAGIC_LEN: Final = 4
 
 
 class Savefile:
@@ -35,23 +39,26 @@ class Savefile:
         self.identity = self._stream.identity
         self.size = self._stream.size
         self.interfaces: list[Interface] = []
-        self._buffer = np.zeros(max(chunk, 64) + SLACK, np.uint8)
+        self._chunk = max(chunk, _LEAST)
+        self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
         self._end = 0
         self._position = 0
-        self._parser: Parser
-        while self._end < 4 and (count := self._read()):
-            self._end += count
-        magic = self._buffer[: min(self._end, 4)].tobytes()
-        if magic in pcap.MAGICS:
-            self.format = "pcap"
-            self._parser = pcap.PcapParser(self.interfaces)
-        elif magic == pcapng.MAGIC:
-            self.format = "pcapng"
-            self._parser = pcapng.PcapngParser(self.interfaces)
-        else:
+        try:
+            self.format, self._parser = self._recognize()
+        except BaseException:
             self.close()
-            reason = "neither pcap nor pcapng" if magic else "the file is empty"
-            raise SavefileError(self.name, 0, reason)
+            raise
+
+    def _recognize(self) -> tuple[str, Parser]:
+        while self._end < _MAGIC_LEN and (count := self._read()):
+            self._end += count
+        magic = self._buffer[: min(self._end, _MAGIC_LEN)].tobytes()
+        if magic in pcap.MAGICS:
+            return "pcap", pcap.PcapParser(self.interfaces)
+        if magic == pcapng.MAGIC:
+            return "pcapng", pcapng.PcapngParser(self.interfaces)
+        reason = "neither pcap nor pcapng" if magic else "the file is empty"
+        raise SavefileError(self.name, 0, reason)
 
     @property
     def consumed(self) -> int:
@@ -74,26 +81,25 @@ class Savefile:
             parsed = self._parser.parse(self._buffer, 0, self._end, last=False)
             if parsed.batch is not None:
                 yield parsed.batch
-            consumed = parsed.consumed
             if parsed.damage is not None:
-                error = SavefileError(
-                    self.name, self._position + parsed.damage.at, parsed.damage.reason
-                )
-                break
-            self._carry(consumed)
+                raise self._error(parsed.damage)
+            self._carry(parsed.consumed)
             try:
+                if parsed.skip:
+                    self._skip(parsed.skip)
                 count = self._read()
             except SavefileError as damage:
                 error, count = damage, 0
             last = not count
             self._end += count
-        if error is None:
-            parsed = self._parser.parse(self._buffer, 0, self._end, last=True)
-            if parsed.damage is not None:
-                at = self._position + parsed.damage.at
-                error = SavefileError(self.name, at, parsed.damage.reason)
         if error is not None:
             raise error
+        parsed = self._parser.parse(self._buffer, 0, self._end, last=True)
+        if parsed.damage is not None:
+            raise self._error(parsed.damage)
+
+    def _error(self, damage: Damage) -> SavefileError:
+        return SavefileError(self.name, self._position + damage.at, damage.reason)
 
     def _read(self) -> int:
         room = self._buffer.data[self._end : self._buffer.size - SLACK]
@@ -101,23 +107,27 @@ class Savefile:
 
     def _carry(self, consumed: int) -> None:
         """Keep what is not parsed yet at the buffer's start; make room when it fills the buffer."""
-        while consumed > self._end:
-            # A block nobody needs goes on past the buffer: read over it.
-            consumed -= self._end
-            self._position += self._end
-            self._end = 0
-            if not (count := self._read()):
-                raise SavefileError(
-                    self.name, self._position, f"cut short: a block goes on for {consumed} bytes"
-                )
-            self._end = count
         rest = self._end - consumed
-        self._position += consumed
-        if consumed:
-            self._buffer[:rest] = self._buffer[consumed : self._end]
-        self._end = rest
+        kept = self._buffer[consumed : self._end]
         capacity = self._buffer.size - SLACK
         if rest == capacity:
-            grown = np.zeros(2 * capacity + SLACK, np.uint8)
-            grown[:rest] = self._buffer[:rest]
-            self._buffer = grown
+            self._buffer = np.zeros(2 * capacity + SLACK, np.uint8)
+        elif rest < self._chunk < capacity:
+            # One long block is no reason to go on in long strides.
+            self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
+        self._buffer[:rest] = kept
+        self._position += consumed
+        self._end = rest
+
+    def _skip(self, length: int) -> None:
+        """Read over the block at the buffer's start, which goes on past the buffer."""
+        start, left = self._position, length - self._end
+        self._position += self._end
+        self._end = 0
+        while left:
+            room = self._buffer.data[: min(left, self._chunk)]
+            if not (count := self._stream.readinto(room, self._position)):
+                cut = cut_short(start, "block", length, length - left)
+                raise SavefileError(self.name, cut.at, cut.reason)
+            self._position += count
+            left -= count
