@@ -47,8 +47,10 @@ except ImportError as missing:
 
 __all__ = ["from_frames", "iterate", "load", "to_frames"]
 
-_CHUNK: Final = 1024
-"""Packets ``iterate`` makes at a time: spreads the cost of a batch, and is a few MB of objects."""
+_CHUNK: Final = 256
+"""Packets ``iterate`` makes at a time. A packet's layers refer to each other, so that it waits for
+the garbage collector, which gets round to the eldest every hundred chunks: so many are in memory.
+"""
 _OPT_COMMENT: Final = 1
 _EPB_FLAGS: Final = 2
 _DIRECTION: Final = 3
@@ -103,7 +105,7 @@ class _Layer:
 
 
 class _Recipe:
-    """How to make plain packets, as scapy is configured right now."""
+    """How to make packets, as scapy is configured right now."""
 
     def __init__(self) -> None:
         usual = VSockMon(bytes(VSockMon() / VirtioVsock() / b"payload"))
@@ -179,7 +181,10 @@ def _collector_resting() -> Iterator[None]:
 
 def from_frames(frames: FrameBatch) -> list[Packet]:
     """A scapy packet for every frame of the batch, in order; they outlive the batch."""
-    recipe = _Recipe()
+    return _make(frames, _Recipe())
+
+
+def _make(frames: FrameBatch, recipe: _Recipe) -> list[Packet]:
     packets = decode(frames)
     view = frames.buf.data
     linktypes = [interface.linktype for interface in frames.interfaces]
@@ -239,10 +244,11 @@ def iterate(path: str | Path) -> Iterator[Packet]:
     Raises SavefileError behind the last whole packet of a damaged file.
     """
     savefile = Savefile(path)
+    recipe = _Recipe()
     try:
         for batch in savefile.batches():
             for start in range(0, len(batch), _CHUNK):
-                yield from from_frames(batch.take(slice(start, start + _CHUNK)))
+                yield from _make(batch.take(slice(start, start + _CHUNK)), recipe)
     finally:
         savefile.close()
 
@@ -253,11 +259,12 @@ def load(path: str | Path) -> PacketList:
     Raises SavefileError when the file is damaged, where ``rdpcap`` returns what came before.
     """
     savefile = Savefile(path)
+    recipe = _Recipe()
     made: list[Packet] = []
     try:
         with _collector_resting():
             for batch in savefile.batches():
-                made += from_frames(batch)
+                made += _make(batch, recipe)
     finally:
         savefile.close()
     return PacketList(made, name=Path(path).name)
