@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 _JOINTS: Final = {"AND": "and", "AMPAMP": "and", "OR": "or", "BARBAR": "or"}
 _NEGATIONS: Final = frozenset({"NOT", "BANG"})
-_CALCULATIONS: Final = frozenset({"bits", "xor", "masked", "shifted", "sum", "product", "signed"})
-_VALUES: Final = _CALCULATIONS | {"raw", "named"}
+_VALUES: Final = frozenset({"calculation", "signed", "raw", "named"})
 _KINDS: Final = {"CID": "cid", "PORT": "port", "PORTRANGE": "port"}
 _KEYWORDS: Final = (
     *(
@@ -133,7 +132,7 @@ class Builder:
                 raise self._wrong(token, f"{token} needs a value, such as {_example(token)}")
             ends = shape.children
             if (
-                shape.data == "sum"
+                shape.data == "calculation"
                 and place.joined
                 and self.last is not None
                 and [getattr(end, "type", "") for end in ends] == ["NUMBER", "MINUS", "NUMBER"]
@@ -330,15 +329,27 @@ class Builder:
                     return value
                 zero = tree.Number(value=0)
                 return tree.Binary(operator="-", left=zero, right=value, at=_start(_first(shape)))
-        if shape.data not in _CALCULATIONS:
+        if shape.data != "calculation":
             raise self._wrong(_first(shape), "a condition stands where a number is needed")
         if len(children) > 2 * tree.MAX_DEPTH:
             reason = f"a calculation has {tree.MAX_DEPTH} steps at most"
             raise self._wrong(_first(shape), reason)
-        value = self._value(children[0], field, depth)
-        for operator, child in zip(children[1::2], children[2::2], strict=True):
-            value = self._calculation(_token(operator), value, self._value(child, field, depth))
-        return value
+        values = [self._value(children[0], field, depth)]
+        pending: list[Token] = []
+        for joint, child in zip(children[1::2], children[2::2], strict=True):
+            operator = _token(joint)
+            while pending and tree.BINDING[pending[-1]] >= tree.BINDING[operator]:
+                self._calculate(values, pending.pop())
+            pending.append(operator)
+            values.append(self._value(child, field, depth))
+        while pending:
+            self._calculate(values, pending.pop())
+        return values[0]
+
+    def _calculate(self, values: list[Value], operator: Token) -> None:
+        """Put the operator in the place of the last two values."""
+        right = values.pop()
+        values.append(self._calculation(operator, values.pop(), right))
 
     def _calculation(self, operator: Token, left: Value, right: Value) -> Value:
         if isinstance(right, tree.Number):

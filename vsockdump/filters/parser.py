@@ -54,7 +54,7 @@ _SAME: Final = {
     "GREATER": "LESS",
     "COMMA": "LBRACE",
     **dict.fromkeys(("AMPAMP", "OR", "BARBAR", "NOT", "BANG"), "AND"),
-    **dict.fromkeys(("PLUS", "SCALE", "SHIFT", "AMP", "BAR", "CARET"), "MINUS"),
+    "OPERATOR": "MINUS",
 }
 _PUNCTUATION: Final = {
     "RPAR": "')'",

@@ -35,7 +35,8 @@ RELATIONS: Final = ("==", "!=", "<", "<=", ">", ">=")
 OPERATORS: Final = ("|", "^", "&", "<<", ">>", "+", "-", "*", "/", "%")
 BITWISE: Final = frozenset("&|^")
 
-_BINDING: Final = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "%": 6}
+BINDING: Final = {"|": 1, "^": 2, "&": 3, "<<": 4, ">>": 4, "+": 5, "-": 5, "*": 6, "/": 6, "%": 6}
+"""How closely each operator binds; the left of two alike comes first."""
 
 CONNECTION: Final = "conn"
 STATE: Final = "conn.state"
@@ -299,10 +300,10 @@ def show_value(value: Value) -> str:
         case Raw():
             return f"{value.base}[{show_value(value.offset)}:{value.size}]"
         case Binary():
-            binding = _BINDING[value.operator]
+            binding = BINDING[value.operator]
             left, right = show_value(value.left), show_value(value.right)
-            if isinstance(value.left, Binary) and _BINDING[value.left.operator] < binding:
+            if isinstance(value.left, Binary) and BINDING[value.left.operator] < binding:
                 left = f"({left})"
-            if isinstance(value.right, Binary) and _BINDING[value.right.operator] <= binding:
+            if isinstance(value.right, Binary) and BINDING[value.right.operator] <= binding:
                 right = f"({right})"
             return f"{left} {value.operator} {right}"
