@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vsockdump import wire
 from vsockdump.errors import CaptureError
-from vsockdump.frames import SLACK, Bytes
+from vsockdump.frames import SLACK, Bytes, Ints
 from vsockdump.sources import ring
 from vsockdump.sources.ring import BLOCK, FRAME, Geometry, Region, Ring, columns, geometry, walk
 
@@ -41,15 +41,24 @@ def padded(size: int) -> int:
     return -(-size // ring.V3_ALIGNMENT) * ring.V3_ALIGNMENT
 
 
-def block(frames: Sequence[Sent], status: int = ring.TP_STATUS_USER, private: int = 0) -> bytes:
-    """A block as the kernel lays it out: its head, then frames that each say where the next is."""
+def block(
+    frames: Sequence[Sent],
+    status: int = ring.TP_STATUS_USER,
+    private: int = 0,
+    gap: bytes = b"",
+) -> bytes:
+    """A block as the kernel lays it out: its head, then frames that each say where the next is.
+
+    ``gap`` is what stays between a frame's header and its bytes, of rounds before.
+    """
     first = BLOCK.itemsize + private
     body = b""
     for place, frame in enumerate(frames):
         following = padded(frame.mac + len(frame.data))
         last = place == len(frames) - 1
         words = (0 if last else following, frame.sec, frame.nsec, len(frame.data), frame.origlen, 0)
-        head = struct.pack("=6I2H", *words, frame.mac, frame.mac + 14)
+        head = struct.pack("=6I2H", *words, frame.mac, frame.mac + 14).ljust(FRAME.itemsize, b"\0")
+        head += gap[: frame.mac - len(head)]
         body += head.ljust(frame.mac, b"\xaa") + frame.data.ljust(following - frame.mac, b"\xbb")
     head = struct.pack("=6I", 1, 0, status, len(frames), first, first + len(body))
     return head.ljust(first, b"\0") + body
@@ -69,8 +78,10 @@ def hop(buf: Bytes, begin: int) -> list[int]:
     return found
 
 
-IMITATION = struct.pack("=6I2H", 112, 0, 0, 16, 16, 0, MAC, MAC + 14)
+IMITATION = struct.pack("=6I2HI", 112, 0, 0, 16, 16, 0, MAC, MAC + 14, 0)
 """What a frame's header looks like, as payload may."""
+PIECE = IMITATION[-8:]
+"""A piece of one: the word that all of them share."""
 payloads = st.one_of(
     st.binary(max_size=200),
     st.integers(0, 20).map(lambda words: bytes(8 * words) + IMITATION * 3),
@@ -86,11 +97,18 @@ sent = st.builds(
 )
 
 
-@given(frames=st.lists(sent, max_size=40), begin=st.integers(0, 5), private=st.integers(0, 3))
-@example(frames=[Sent(b"", 0)] * 40, begin=0, private=0)
-@example(frames=[Sent(IMITATION * 20, 0)] * 40, begin=1, private=1)
-def test_walk_finds_every_frame_in_order(frames: list[Sent], begin: int, private: int) -> None:
-    data = block(frames, private=8 * private)
+@given(
+    frames=st.lists(sent, max_size=40),
+    begin=st.integers(0, 5),
+    private=st.integers(0, 3),
+    gap=st.sampled_from([b"", PIECE * 6, IMITATION]),
+)
+@example(frames=[Sent(b"", 0)] * 40, begin=0, private=0, gap=b"")
+@example(frames=[Sent(IMITATION * 20, 0)] * 40, begin=1, private=1, gap=PIECE * 6)
+def test_walk_finds_every_frame_in_order(
+    frames: list[Sent], begin: int, private: int, gap: bytes
+) -> None:
+    data = block(frames, private=8 * private, gap=gap)
     buf = array(bytes(8 * begin) + data)
     at = walk(buf, 8 * begin, len(data))
     assert at.dtype == np.int64
@@ -114,6 +132,22 @@ def test_guessing_and_hopping_agree(size: int, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(ring, "_FEW_FRAMES", limit)
         both.append(walk(buf, 0, len(data)).tolist())
     assert both[0] == both[1] == hop(buf, 0)
+
+
+@pytest.mark.parametrize("gap", [b"", PIECE * 6])
+def test_small_frames_are_not_hopped_through(gap: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = block([Sent(bytes(50 + i % 100), 0) for i in range(200)], gap=gap)
+    hopped = []
+    really_hop = ring._hop
+
+    def spy(buf: Bytes, first: int, end: int, count: int) -> Ints:
+        hopped.append(count)
+        return really_hop(buf, first, end, count)
+
+    monkeypatch.setattr(ring, "_hop", spy)
+    assert walk(array(data), 0, len(data)).size == 200
+    # To the last one, whose header does not look like the others.
+    assert hopped == [1]
 
 
 @given(words=st.lists(st.integers(0, 0xFFFFFFFF), max_size=300), head=st.data())

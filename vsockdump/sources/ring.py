@@ -25,7 +25,6 @@ import ctypes
 import mmap
 import os
 import struct
-import sys
 import threading
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -41,13 +40,17 @@ TP_STATUS_USER: Final = 1
 
 BLOCK: Final = np.dtype(
     {
-        "names": ["block_status", "num_pkts", "offset_to_first_pkt", "blk_len"],
-        "formats": ["u4", "u4", "u4", "u4"],
-        "offsets": [8, 12, 16, 20],
+        "names": ["block_status", "num_pkts"],
+        "formats": ["u4", "u4"],
+        "offsets": [8, 12],
         "itemsize": 48,
     }
 )
-"""``struct tpacket_block_desc`` with its ``struct tpacket_hdr_v1``, as far as it is read here."""
+"""``struct tpacket_block_desc`` with its ``struct tpacket_hdr_v1``: what reader and kernel both
+write."""
+_WORD: Final = struct.Struct("=I")
+_BLOCK_HEAD: Final = struct.Struct("=3I")
+"""``num_pkts``, ``offset_to_first_pkt`` and ``blk_len``, from byte 12 of a block on."""
 
 FRAME: Final = np.dtype(
     {
@@ -70,9 +73,10 @@ FRAME: Final = np.dtype(
 V3_ALIGNMENT: Final = 8
 """Every frame header of a block starts at a multiple of it."""
 _PLACES_AT: Final = 24
-"""Offset of ``tp_mac`` and ``tp_net`` in a frame header: one word, alike in nearly all frames."""
-_LOW_HALF: Final = np.uint64(0 if sys.byteorder == "little" else 32)
-"""By how much to shift an 8-byte word so that its first four bytes are the lower ones."""
+"""Offset of the word of ``tp_mac``, ``tp_net`` and the hash nobody asked for, which is then 0: the
+same in nearly all frames."""
+_CAPLEN_AT: Final = 12
+"""Offset of ``tp_snaplen`` in a frame header."""
 
 BLOCK_BYTES: Final = 1 << 20
 """The usual size of a block; larger ones gain nothing."""
@@ -113,11 +117,13 @@ def walk(buf: Bytes, begin: int, size: int) -> Ints:
     The block starts at ``begin`` (a multiple of 8) and has ``size`` bytes. Raises CaptureError
     where the chain leaves the block, which no kernel writes.
     """
-    _, count, first, length = np.ndarray((1,), BLOCK, buf, begin)[0].tolist()
-    at, place = np.zeros(0, np.int64), begin + first
-    if length <= size and count * _FEW_FRAMES > length:
-        at, place = _proven(buf, place, begin + length)
-    at = np.concatenate((at, _hop(buf, place, begin + size, count - at.size)))
+    count, first, length = _BLOCK_HEAD.unpack_from(buf.data, begin + 12)
+    if length > size or count * _FEW_FRAMES <= length:
+        at = _hop(buf, begin + first, begin + size, count)
+    else:
+        proven, place = _proven(buf, begin + first, begin + length)
+        rest = _hop(buf, place, begin + size, count - proven.size)
+        at = np.concatenate((proven, rest))
     if at.size != count:
         raise CaptureError(f"packet ring: the block at byte {begin} is damaged")
     return at
@@ -128,20 +134,23 @@ def _proven(buf: Bytes, first: int, end: int) -> tuple[Ints, int]:
     steps = (end - first - FRAME.itemsize) // V3_ALIGNMENT + 1
     if steps <= 0:
         return np.zeros(0, np.int64), first
-    # Reading whole words and narrowing them is cheaper than a strided view of their halves.
     words = np.ndarray((steps,), np.uint64, buf, first + _PLACES_AT)
-    places = (words >> _LOW_HALF if _LOW_HALF else words).astype(np.uint32)
-    guesses = np.flatnonzero(places == places[0])
+    guesses = np.flatnonzero(words == words[0])
     following = np.ndarray((steps,), np.uint32, buf, first, (V3_ALIGNMENT,))[guesses]
-    guesses *= V3_ALIGNMENT
+    caplen = np.ndarray((steps,), np.uint32, buf, first + _CAPLEN_AT, (V3_ALIGNMENT,))[guesses]
+    # The kernel leaves gaps as they were, with pieces of headers from rounds before. In a header of
+    # now the next one is right behind the frame (or 0, in the last, which is left to hopping).
+    caplen += np.uint32(np.ndarray((1,), FRAME, buf, first)["tp_mac"][0] + V3_ALIGNMENT - 1)
+    caplen &= np.uint32(-V3_ALIGNMENT & 0xFFFF_FFFF)
+    likely = np.flatnonzero(following == caplen)
+    guesses = guesses[likely] * V3_ALIGNMENT
     guesses += first
-    # The last frame of a block says 0: nothing follows, and it is not its own successor.
-    return follow(guesses, np.where(following, guesses + following, end), first)
+    return follow(guesses, guesses + following[likely], first)
 
 
 def _hop(buf: Bytes, first: int, end: int, count: int) -> Ints:
     """At most ``count`` headers from ``first``, one by one; fewer where the chain leaves."""
-    following = struct.Struct("=I").unpack_from
+    following = _WORD.unpack_from
     last = end - FRAME.itemsize
     view = buf.data
     at = []
