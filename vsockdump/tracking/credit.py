@@ -133,6 +133,7 @@ def live(rows: Rows, store: Store) -> Life:
     before = runs.before(after, carried)
     shut_before = runs.before(shut, conn["shut"][slots])
     last = runs.lasts
+    conn["last_number"][slots] = np.where(over, conn["last_number"][slots], rows.number[last])
     conn["state"][slots] = after[last]
     conn["shut"][slots] = shut[last]
     conn["spoken"][slots] = spoken[last]

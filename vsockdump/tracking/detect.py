@@ -64,7 +64,7 @@ class Detector:
     ) -> list[Raised]:
         """What the followed packets of a batch show."""
         found: list[Raised] = []
-        found += self._lives(rows, life, accounts)
+        found += self._lives(rows, life)
         for sender, account in enumerate(accounts):
             found += self._credit(rows, account, sender)
             found += self._receiver(rows, life, account, outstanding[sender], sender)
@@ -120,7 +120,7 @@ class Detector:
 
     # -- the life of a connection -------------------------------------------------------------
 
-    def _lives(self, rows: Rows, life: Life, accounts: tuple[Account, Account]) -> list[Raised]:
+    def _lives(self, rows: Rows, life: Life) -> list[Raised]:
         found: list[Raised] = []
         data = (rows.op == Op.RW) & (rows.length > 0)
         rst = (rows.op == Op.RST) & rows.counts
@@ -133,13 +133,12 @@ class Detector:
             )
 
         early = active_data & (life.before == State.CONNECTING)
-        found += self._raise(
-            rows,
-            early,
-            "data-before-response",
-            None,
-            plain("{sender} sent data before {receiver} answered the request"),
-        )
+        for server, sentence in (
+            (0, "{sender} sent data before {receiver} answered the request"),
+            (1, "{sender} sent data to {receiver} instead of an answer to its request"),
+        ):
+            mask = early & (rows.server == bool(server))
+            found += self._raise(rows, mask, "data-before-response", server, plain(sentence))
         bit = np.where(rows.server, 2, 1)
         found += self._raise(
             rows,
@@ -156,9 +155,10 @@ class Detector:
             None,
             plain("{sender} sent data to {receiver} after the connection had ended"),
         )
+        # Linux ends an ordinary close with two RSTs.
         found += self._raise(
             rows,
-            rst & over,
+            rst & over & (life.before != State.CLOSED),
             "rst-after-rst",
             None,
             plain("{sender} sent an RST to {receiver} after the connection had ended"),
@@ -240,21 +240,21 @@ class Detector:
         self, rows: Rows, life: Life, account: Account, outstanding: Ints, sender: int
     ) -> list[Raised]:
         found: list[Raised] = []
-        runs = rows.runs
-        receives = rows.server != bool(sender)
-        shutdown = (rows.op == Op.SHUTDOWN) & (rows.flags & ShutdownFlag.RCV != 0)
-        unread = shutdown | ((rows.op == Op.RST) & (life.after == State.RESET))
-        unread &= receives & life.active & (account.in_flight > 0)
-        found += self._raise(
-            rows,
-            unread,
-            "unread-data",
-            sender,
-            lambda at, x, y: (
-                f"{y} closed with {account.in_flight[at]} bytes from {x} unread",
-                {"unread": int(account.in_flight[at])},
-            ),
-        )
+        receives = (rows.server != bool(sender)) & life.active
+        shutdown = receives & (rows.op == Op.SHUTDOWN) & (rows.flags & ShutdownFlag.RCV != 0)
+        resets = receives & (rows.op == Op.RST) & (life.after == State.RESET)
+        if shutdown.any() or resets.any():
+            unread = self._unread(rows, account, resets)
+            found += self._raise(
+                rows,
+                (shutdown | resets) & (unread > 0),
+                "unread-data",
+                sender,
+                lambda at, x, y: (
+                    f"{y} closed with {unread[at]} bytes from {x} unread",
+                    {"unread": int(unread[at])},
+                ),
+            )
         advert = np.flatnonzero(account.advert)
         if advert.size:
             found += self._adverts(rows, account, sender, advert)
@@ -280,10 +280,20 @@ class Detector:
             )
 
         found += self._raise(rows, crowded & life.alive, "packet-limit-near", sender, tell)
-        resets = (rows.op == Op.RST) & receives & life.active & (life.after == State.RESET)
-        before = runs.before(crowded, np.zeros(len(runs), np.bool_))
-        found += self._raise(rows, resets & before, "packet-limit-reset", sender, tell)
+        # An RST changes no figure: they are those the receiver reset the connection with.
+        found += self._raise(rows, crowded & resets, "packet-limit-reset", sender, tell)
         return found
+
+    def _unread(self, rows: Rows, account: Account, resets: Bools) -> Ints:
+        """What the receiver leaves unread when it closes or resets.
+
+        Credit is never taken from an RST, because one for an unknown socket has 0 in all fields;
+        one with a buffer, though, knows better than the advertisement before it what was read.
+        """
+        headers = rows.batch.headers[rows.row]
+        told = resets & (headers["buf_alloc"] > 0) & (account.tx_cnt != NULL)
+        left = signed(account.tx_cnt - headers["fwd_cnt"].astype(np.int64))
+        return np.where(told, left, account.in_flight)
 
     def _adverts(self, rows: Rows, account: Account, sender: int, advert: Ints) -> list[Raised]:
         """What an advertisement says against the one before it."""
@@ -341,7 +351,9 @@ class Detector:
             speaks = life.active & (rows.op != Op.RST) & (rows.server != bool(sender))
             answer = runs.latest(speaks)[runs.lasts]
             kept = np.where(answer >= 0, NULL, asked[:, sender])
-            side["asked"][rows.slots, sender] = np.where(mine > answer, rows.number[mine], kept)
+            asks_on = mine > answer
+            side["asked"][rows.slots, sender] = np.where(asks_on, rows.number[mine], kept)
+            side["asked_ns"][rows.slots[asks_on], sender] = rows.time_ns[mine[asks_on]]
         return self._raise(
             rows,
             asks,
@@ -448,12 +460,16 @@ class Detector:
             if ("kernel-tap-bug", index) in self._seen or not interface.kernel:
                 continue
             self._seen.add(("kernel-tap-bug", index))
-            release = kernels.parse(interface.kernel)
-            bugs = [b for b in kernels.TAP_BUGS if release is not None and b.affects(release)]
-            for bug in bugs:
-                facts: Facts = {"kernel": interface.kernel, "bug": bug.name}
-                message = f"on {interface.kernel} {bug.effect}: {bug.advice}"
-                found.append((NULL, Finding(code="kernel-tap-bug", message=message, facts=facts)))
+            version = kernels.parse(interface.kernel)
+            if version is None:
+                continue
+            release = ".".join(map(str, version))
+            for bug in kernels.TAP_BUGS:
+                if bug.affects(version):
+                    message = f"on Linux {release} {bug.effect}: {bug.advice}"
+                    facts: Facts = {"kernel": release, "bug": bug.name}
+                    finding = Finding(code="kernel-tap-bug", message=message, facts=facts)
+                    found.append((NULL, finding))
         return found
 
     def repaired(self, rows: Rows, repaired: Ints) -> list[Raised]:

@@ -32,7 +32,12 @@ class Epilogue:
             self._detector.stall(stall, slot)
             for slot, stall in report.open_stalls(self._store, end_ns, threshold_ns)
         ]
-        return found + self._unanswered(end_ns) + self._credit() + self._drops(statistics)
+        return (
+            found
+            + self._unanswered(end_ns)
+            + self._credit(end_ns, threshold_ns)
+            + self._drops(statistics)
+        )
 
     def _unanswered(self, end_ns: int) -> list[Finding]:
         store, found = self._store, []
@@ -53,17 +58,20 @@ class Epilogue:
             )
         return found
 
-    def _credit(self) -> list[Finding]:
+    def _credit(self, end_ns: int, threshold_ns: int) -> list[Finding]:
         store, found = self._store, []
         slots = store.slots()
+        final = report.ends(store, slots, end_ns)
         for sender in (0, 1):
-            asked = store.side["asked"][slots, sender]
-            for slot in slots[asked != NULL].tolist():
+            waits = store.side["asked"][slots, sender] != NULL
+            waits &= final - store.side["asked_ns"][slots, sender] >= threshold_ns
+            for slot in slots[waits].tolist():
                 asks, owes = names(store, slot)[:: -1 if sender else 1]
                 found.append(
                     Finding(
                         code="credit-request-unanswered",
                         number=int(store.side["asked"][slot, sender]),
+                        time_ns=int(store.side["asked_ns"][slot, sender]),
                         conn=int(store.conn["number"][slot]),
                         message=f"{owes} never answered the credit request from {asks}",
                     )

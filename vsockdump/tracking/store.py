@@ -55,9 +55,10 @@ CONNECTION: Final = {
 """Columns of a connection with their types and what they begin with.
 
 ``client_low``: the client is the key's lower endpoint; ``spoken``: somebody said more than the
-REQUEST; ``last_ns``: its last packet, or the RST that ended it; ``until_ns``: when a REQUEST
-succeeded it; ``owed``: slot of the previous generation that an RST is still due to; ``home``: place
-in the key table, EMPTY unless this is its key's latest generation; ``flow``: a Flow.
+REQUEST; ``last_number`` (to a batch) and ``last_ns``: its last packet, or the RST that ended it;
+``until_ns``: when a REQUEST succeeded it; ``owed``: slot of the previous generation that an RST is
+still due to; ``home``: place in the key table, EMPTY unless this is its key's latest generation;
+``flow``: a Flow.
 """
 
 SIDE: Final = {
@@ -87,6 +88,7 @@ SIDE: Final = {
     "drain_min": ("i8", int(np.iinfo(np.int64).max)),
     "drain_max": ("i8", NULL),
     "asked": ("i8", NULL),
+    "asked_ns": ("i8", 0),
     "heard": ("?", 0),
     "heard_fwd": ("i8", 0),
     "heard_buf": ("i8", 0),
@@ -96,7 +98,7 @@ SIDE: Final = {
 
 ``stall_number``: the packet since which it is stalled, NULL if it is not, at ``stall_ns``
 (``stall_told``: that one was told of while it lasted); ``asked``: the packet that asked for credit
-and was not answered; ``heard*``: the sender's latest advertisement as the
+at ``asked_ns`` and was not answered; ``heard*``: the sender's latest advertisement as the
 detector saw it; ``told``: bits of the findings already made of this direction.
 """
 

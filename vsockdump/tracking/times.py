@@ -73,7 +73,6 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
     stray = conn["state"][slots] == State.STRAY
     heard = runs.latest(life.active | (rows.counts & stray[runs.run]))[runs.lasts]
     conn["last_ns"][slots] = np.where(heard >= 0, rows.time_ns[heard], conn["last_ns"][slots])
-    conn["last_number"][slots] = rows.number[runs.lasts]
     _connects(rows, life, store)
 
 
