@@ -31,6 +31,7 @@ from vsockdump import wire
 from vsockdump.errors import VsockdumpError
 from vsockdump.frames import Bools, FrameBatch, Interface, Option
 from vsockdump.packets import PacketBatch, decode
+from vsockdump.sources.options import COMMENT
 from vsockdump.sources.savefile import Savefile
 
 from .layers import VirtioVsock, VSockMon
@@ -51,7 +52,6 @@ _CHUNK: Final = 256
 """Packets ``iterate`` makes at a time. A packet's layers refer to each other, so that it waits for
 the garbage collector, which gets round to the eldest every hundred chunks: so many are in memory.
 """
-_OPT_COMMENT: Final = 1
 _EPB_FLAGS: Final = 2
 _DIRECTION: Final = 3
 """The bits of the flags option (a u32) that tell the direction."""
@@ -231,7 +231,7 @@ def _annotate(made: list[Any], frames: FrameBatch) -> None:
         for packet, interface in zip(made, frames.interface.tolist(), strict=True):
             packet.sniffed_on = names[interface] or None
     for row, options in frames.options.items():
-        comments = [option.value for option in options if option.code == _OPT_COMMENT]
+        comments = [option.value for option in options if option.code == COMMENT]
         made[row].comments = comments or None
         for option in options:
             if option.code == _EPB_FLAGS:
@@ -317,7 +317,7 @@ def _nanoseconds(time: Any) -> int:
 
 
 def _options(packet: Any) -> tuple[Option, ...]:
-    found = [Option(code=_OPT_COMMENT, value=bytes_encode(text)) for text in packet.comments or ()]
+    found = [Option(code=COMMENT, value=bytes_encode(text)) for text in packet.comments or ()]
     if packet.direction is not None:
         value = (packet.direction & _DIRECTION).to_bytes(4, "little")
         found.append(Option(code=_EPB_FLAGS, value=value))
