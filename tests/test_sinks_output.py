@@ -109,6 +109,20 @@ def test_a_full_disk_leaves_every_whole_packet(
     assert writer.frames == error.frames
 
 
+@pytest.mark.parametrize("format", ["pcapng", "pcap"])
+@pytest.mark.parametrize("count", range(len(SIZES)))
+def test_a_disk_that_is_full_between_two_packets(tmp_path: Path, format: str, count: int) -> None:
+    path = tmp_path / "x"
+    with SavefileWriter(path, format=format) as writer:
+        writer.write(BATCH.take(slice(count)))
+    with files_no_longer_than(path.stat().st_size):
+        writer = SavefileWriter(path, format=format)
+        with pytest.raises(WriteError) as raised:
+            writer.write(BATCH)
+        writer.close()
+    assert raised.value.frames == len(plain.read(path).packets) == count
+
+
 def test_the_error_tells_how_much_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.pcapng"
     size = len(whole(path, "pcapng"))
@@ -346,7 +360,8 @@ def test_the_same_capture_makes_the_same_bytes(tmp_path: Path) -> None:
             writer.write(BATCH)
         both.append((tmp_path / name).read_bytes())
     assert both[0] == both[1]
-    assert gzip.decompress(both[0])[:4] == b"\x0a\x0d\x0d\x0a"
+    # The time in a gzip header; one second's files would be the same even with it.
+    assert both[0][4:8] == bytes(4)
 
 
 @pytest.mark.parametrize("name", COMPRESSED)

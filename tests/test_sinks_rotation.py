@@ -20,7 +20,7 @@ from vsockdump.sinks.savefile import SavefileWriter
 from vsockdump.sources.pcap import FILE_HDR_LEN, RECORD_LEN
 
 SECOND = 10**9
-START = 1_780_000_000 * SECOND + 123
+START = 1_780_000_000 * SECOND
 CLOCK = "%Y%m%d-%H%M%S"
 
 
@@ -64,6 +64,7 @@ def left(folder: Path) -> dict[str, list[int]]:
 # A file takes frames while it is not larger than so many bytes: the header, and three of ten bytes.
 THREE = FILE_HDR_LEN + 3 * (RECORD_LEN + 10) - 1
 TEN = [(0, 10)] * 10
+EMPTY = batch()
 
 
 @pytest.mark.parametrize(
@@ -92,11 +93,16 @@ TEN = [(0, 10)] * 10
 def test_rotation_by_size(
     tmp_path: Path, rotation: dict[str, int], names: dict[str, list[int]]
 ) -> None:
-    found = save(tmp_path, "x", Rotation(**rotation), batch(*TEN))
-    assert found == {name: list(numbers) for name, numbers in names.items()}
+    frames = batch(*TEN)
+    wanted = {name: list(numbers) for name, numbers in names.items()}
+    singly = [frames.take(slice(row, row + 1)) for row in range(len(TEN))]
+    for how, batches in (("whole", [frames]), ("singly", singly), ("late", [EMPTY, frames])):
+        folder = tmp_path / how
+        folder.mkdir()
+        assert save(folder, "x", Rotation(**rotation), *batches) == wanted
 
 
-SECONDS = [0, 0.5, 9.9, 10, 10.1, 35, 12, 60]
+SECONDS = [0.7, 0.8, 9.9, 10, 10.1, 35, 12, 60]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +261,11 @@ def test_a_frame_a_format_cannot_hold_ends_a_rotation_too(tmp_path: Path) -> Non
 
 # -- live ---------------------------------------------------------------------------------------
 
-EMPTY = batch()
-
 
 def test_ticks_open_the_first_file_and_end_a_window(tmp_path: Path) -> None:
     writer = SavefileWriter(tmp_path / CLOCK, rotation=Rotation(seconds=10))
     assert left(tmp_path) == {}
-    writer.write(EMPTY, START)
+    writer.write(EMPTY, START + SECOND // 2)
     assert left(tmp_path) == {at(0): []}
     writer.write(batch((1, 1)), START + SECOND)
     writer.write(EMPTY, START + 10 * SECOND)
