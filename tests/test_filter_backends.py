@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -181,14 +182,16 @@ def tracked_of(rows: Sequence[Tracked]) -> TrackedBatch:
     def column(name: str, unknown: int = NULL) -> NDArray[np.int64]:
         return np.array([unknown if row[name] is None else row[name] for row in rows], np.int64)
 
-    return TrackedBatch(
-        **{name: column(name) for name in tree.TRACKED_NUMBERS if name != tree.CONNECTION},
-        conn=column(tree.CONNECTION, unknown=0),
-        slot=np.zeros(len(rows), np.int64),
-        state=np.array([names.STATES.get(str(row["state"]), NULL) for row in rows], np.int64),
-        stalled=np.array([row["stalled"] for row in rows], np.bool_),
-        found=np.array([sum(BITS[code] for code in row["findings"]) for row in rows], np.uint64),  # type: ignore[union-attr]
-    )
+    # Columns that no filter asks for are there, and empty.
+    columns = {field.name: np.zeros(len(rows), np.int64) for field in fields(TrackedBatch)}
+    columns |= {name: column(name) for name in tree.TRACKED_NUMBERS}
+    columns |= {
+        tree.CONNECTION: column(tree.CONNECTION, unknown=0),
+        "state": np.array([names.STATES.get(str(row["state"]), NULL) for row in rows], np.int64),
+        "stalled": np.array([row["stalled"] for row in rows], np.bool_),
+        "found": np.array([sum(BITS[code] for code in row["findings"]) for row in rows], np.uint64),  # type: ignore[union-attr]
+    }
+    return TrackedBatch(**columns)
 
 
 _tracked_rows = st.fixed_dictionaries(
