@@ -13,10 +13,11 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from oracle import DEFAULT_STALL_THRESHOLD_NS, WRAP, Endpoint, Packet
 
 from vsockdump import wire
@@ -220,8 +221,8 @@ class Traffic:
         )
 
 
-def frames(packets: Sequence[Packet], *, first_number: int = 1) -> FrameBatch:
-    """Frames of these packets, headers only; one that cannot be decoded lacks its last byte."""
+def records(packets: Sequence[Packet]) -> NDArray[Any]:
+    """The headers of these packets."""
     records = np.zeros(len(packets), wire.HEADERS)
     for name in ("src_cid", "dst_cid", "src_port", "dst_port"):
         records[name] = [getattr(packet, name) for packet in packets]
@@ -233,10 +234,15 @@ def frames(packets: Sequence[Packet], *, first_number: int = 1) -> FrameBatch:
     records["mon_op"] = [meanings.get(packet.op, wire.MonOp.UNKNOWN) for packet in packets]
     records["transport"] = wire.Transport.VIRTIO
     records["transport_len"] = wire.VIRTIO_HDR_LEN
+    return records
+
+
+def frames(packets: Sequence[Packet], *, first_number: int = 1) -> FrameBatch:
+    """Frames of these packets, headers only; one that cannot be decoded lacks its last byte."""
     return FrameBatch.of(
         [
             record.tobytes()[: wire.HEADERS_LEN - (not packet.decoded)]
-            for packet, record in zip(packets, records, strict=True)
+            for packet, record in zip(packets, records(packets), strict=True)
         ],
         time_ns=[packet.time_ns for packet in packets],
         origlen=[wire.HEADERS_LEN + packet.len for packet in packets],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import pytest
+from model_document import TABLE
 from oracle import (
     DEFAULT_STALL_THRESHOLD_NS,
     ENDED,
@@ -15,68 +15,27 @@ from oracle import (
     Endpoint,
     Figures,
     Oracle,
-    Packet,
     quantile,
 )
+from scenes import BOTH, BUFFER, CLIENT, MS, SERVER, Script
 
 from vsockdump.wire import CID_HOST, CID_LOCAL, FIRST_GUEST_CID, Op, RwFlag, ShutdownFlag, Type
 
-MODEL = Path(__file__).parent.parent / "docs" / "credit-model.md"
-CLIENT = Endpoint(FIRST_GUEST_CID, 40_000)
-SERVER = Endpoint(CID_HOST, 1024)
-MS = 1_000_000
-BUFFER = 1000
-BOTH = ShutdownFlag.RCV | ShutdownFlag.SEND
 
-
-class Scene:
-    """Packets one after the other, a millisecond apart; without more words client to server."""
+class Scene(Script):
+    """A scene that the oracle watches while it is played."""
 
     def __init__(self, stall_threshold_ns: int = DEFAULT_STALL_THRESHOLD_NS) -> None:
+        super().__init__()
         self.oracle = Oracle(stall_threshold_ns=stall_threshold_ns)
-        self.number = 0
-        self.now_ns = 0
 
-    def say(
-        self,
-        op: int,
-        *,
-        len: int = 0,
-        fwd: int = 0,
-        buf: int = BUFFER,
-        flags: int = 0,
-        answer: bool = False,
-        ends: tuple[Endpoint, Endpoint] = (CLIENT, SERVER),
-        type: int = Type.STREAM,
-        interface: int = 0,
-        after: int = MS,
-        decoded: bool = True,
-    ) -> Figures:
-        source, destination = ends[::-1] if answer else ends
-        self.number += 1
-        self.now_ns += after
-        return self.oracle.feed(
-            Packet(
-                number=self.number,
-                time_ns=self.now_ns,
-                src_cid=source.cid,
-                src_port=source.port,
-                dst_cid=destination.cid,
-                dst_port=destination.port,
-                op=op,
-                type=type,
-                len=len,
-                flags=flags,
-                buf_alloc=buf,
-                fwd_cnt=fwd,
-                interface=interface,
-                decoded=decoded,
-            )
-        )
+    def say(self, op: int, **given: Any) -> Figures:
+        """One more packet, and what the oracle says of it."""
+        return self.oracle.feed(self.add(op, **given))
 
-    def open(self, *, type: int = Type.STREAM) -> None:
-        self.say(Op.REQUEST, type=type)
-        self.say(Op.RESPONSE, answer=True, type=type)
+    def open(self, *, buf: int = BUFFER) -> None:
+        self.say(Op.REQUEST, buf=buf)
+        self.say(Op.RESPONSE, answer=True, buf=buf)
 
     def finish(self, after: int = 0) -> list[Connection]:
         return self.oracle.finish(self.now_ns + after)
@@ -85,17 +44,6 @@ class Scene:
 # The table of states, each cell of it.
 
 
-def table() -> dict[str, list[str]]:
-    """The document's cells by state: what RESPONSE, SHUTDOWN (one, both), RST, the rest do."""
-    rows = {}
-    for line in MODEL.read_text(encoding="utf-8").splitlines():
-        first, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        for state in re.findall("`([a-z-]+)`", first) if line.startswith("| `") else ():
-            rows[state] = [cell.strip("`") for cell in cells]
-    return rows
-
-
-TABLE = table()
 WAYS_TO: dict[str, list[list[tuple[Op, bool, int]]]] = {
     # state: ways to come there, each a list of (op, whether the server says it, flags)
     "connecting": [[(Op.REQUEST, False, 0)]],
@@ -630,7 +578,7 @@ def fill(scene: Scene) -> None:
 def test_a_stall_recovers_with_the_packet_that_raises_the_window() -> None:
     scene = Scene()
     fill(scene)
-    number, start_ns = scene.number, scene.now_ns
+    number, start_ns = scene.count, scene.now_ns
     assert scene.say(Op.CREDIT_REQUEST).stalled
     scene.say(Op.CREDIT_UPDATE, answer=True, fwd=1, after=200 * MS)
     assert not scene.say(Op.CREDIT_UPDATE).stalled
@@ -795,7 +743,8 @@ def test_a_quantile_is_the_nearest_rank() -> None:
 
 def test_a_message_is_what_stands_up_to_its_eom() -> None:
     scene = Scene()
-    scene.open(type=Type.SEQPACKET)
+    scene.type = Type.SEQPACKET
+    scene.open()
     for length, flags in [(10, 0), (5, RwFlag.EOM), (0, RwFlag.EOM), (7, RwFlag.EOM | RwFlag.EOR)]:
         scene.say(Op.RW, len=length, flags=flags, type=Type.SEQPACKET)
     scene.say(Op.RW, len=9, flags=RwFlag.EOR, type=Type.SEQPACKET)
