@@ -19,6 +19,7 @@ from vsockdump.errors import VsockdumpError
 from vsockdump.frames import FrameBatch, Interface, InterfaceStatistics, Section
 from vsockdump.sinks.assemble import Assembler, records
 from vsockdump.sinks.encoder import Blocks, Misfit, before_epoch
+from vsockdump.sources.options import COMMENT
 from vsockdump.sources.pcapng import EPB, IDB, ISB, SHB
 
 _BYTE_ORDER: Final = 0x1A2B3C4D
@@ -35,7 +36,6 @@ _MAX_OPTION: Final = 0xFFFF
 
 
 _END: Final = 0
-_COMMENT: Final = 1
 _SHB_HARDWARE: Final = 2
 _SHB_OS: Final = 3
 _SHB_USERAPPL: Final = 4
@@ -74,7 +74,7 @@ class PcapngEncoder:
             comments.append(self._comment)
         self._sections = set(sections)
         self._described = 0
-        options = [(_COMMENT, text) for text in comments]
+        options = [(COMMENT, text) for text in comments]
         options += [
             (_SHB_HARDWARE, hardware),
             (_SHB_OS, self._os),
@@ -95,7 +95,7 @@ class PcapngEncoder:
             self._sections.add(interface.section)
             comments = [*interface.section.comments, *comments]
         own_os = interface.os or (interface.kernel if interface.kernel != self._os else "")
-        options: list[tuple[int, str | bytes]] = [(_COMMENT, text) for text in comments]
+        options: list[tuple[int, str | bytes]] = [(COMMENT, text) for text in comments]
         options += [
             (_IF_NAME, interface.name),
             (_IF_DESCRIPTION, interface.description),
@@ -186,7 +186,7 @@ def _options(values: Sequence[tuple[int, str | bytes]]) -> bytes:
     for code, value in values:
         data = value
         if isinstance(data, str):
-            if not data and code != _COMMENT:
+            if not data and code != COMMENT:
                 continue
             data = _utf8(data)
         if len(data) > _MAX_OPTION:
