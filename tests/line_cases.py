@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from dissectors_frames import any_bytes, headers
@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from vsockdump import wire
 from vsockdump.frames import FrameBatch, Interface, Option
 from vsockdump.packets import PacketBatch, decode
-from vsockdump.tracking.columns import NULL, TrackedBatch
+from vsockdump.tracking.columns import COLUMNS, NULL, TrackedBatch
 from vsockdump.tracking.states import State
 
 I64 = 2**63
 EPOCH_NS = 1_780_000_000_000_000_000
 
-FIGURES = fields(TrackedBatch)
 
 HOSTILE = (
     "\x00\x07\b\t\n\x0b\r\x1b[2J\x7f"  # C0 controls and DEL
@@ -107,12 +106,12 @@ def tracked(draw: st.DrawFn, count: int) -> TrackedBatch:
     figure = st.sampled_from([NULL, 0, 1, 6, 2**32 - 1]) | st.integers(NULL, I64 - 1)
     special = {
         "conn": st.sampled_from([0, 1, 2, 1000]),
-        "slot": st.integers(0, 2),
+        "way": st.integers(0, 2),
         "state": st.integers(NULL, max(State)),
         "found": st.integers(0, 3),
         "stalled": st.integers(0, 1),
     }
-    columns = {field.name: column(special.get(field.name, figure)) for field in FIGURES}
+    columns = {name: column(special.get(name, figure)) for name in COLUMNS}
     kinds = {"stalled": np.bool_, "found": np.uint64}
     return TrackedBatch(**columns | {name: columns[name].astype(to) for name, to in kinds.items()})
 

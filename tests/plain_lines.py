@@ -88,7 +88,7 @@ class PlainText:
                 text += self.virtio(packet, row, tracked)
         if packet.stop is not None:
             snapped = (packet.stop.status, packet.stop.layer) == (Status.TRUNCATED, Layer.PAYLOAD)
-            if style.verbose or not snapped:
+            if style.verbose > 1 or not snapped:
                 text += f" [{packet.stop}]"
         return text
 
@@ -191,10 +191,9 @@ def as_dict(packet: Packet, tracked: TrackedBatch | None = None) -> dict[str, An
             "needed": stop.needed,
             "had": stop.had,
         }
-    if tracked is not None:
-        shown["conn"] = int(tracked.conn[row]) or None
-        for key in ("tx_cnt", "in_flight", "window", "effective_window"):
-            value = int(getattr(tracked, key)[row])
-            shown[key] = None if value == NULL else value
-        shown["stalled"] = bool(tracked.stalled[row])
+    shown["conn"] = None if tracked is None else int(tracked.conn[row]) or None
+    for key in ("tx_cnt", "in_flight", "window", "effective_window"):
+        value = NULL if tracked is None else int(getattr(tracked, key)[row])
+        shown[key] = None if value == NULL else value
+    shown["stalled"] = None if tracked is None else bool(tracked.stalled[row])
     return shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,8 +17,6 @@ from vsockdump.errors import FilterError
 from vsockdump.filters import Filter, compile, names, tree
 from vsockdump.frames import FrameBatch, Interface
 from vsockdump.packets import PacketBatch, decode
-from vsockdump.tracking.columns import NULL, TrackedBatch
-from vsockdump.tracking.findings import BITS
 
 
 def batch_of(captured: Sequence[bytes], linktype: int = wire.LINKTYPE_VSOCK) -> PacketBatch:
@@ -176,22 +173,22 @@ def test_rows_taken_from_a_batch_keep_their_answer() -> None:
 # --- tracking
 
 
-def tracked_of(rows: Sequence[Tracked]) -> TrackedBatch:
-    """A tracker's columns, from plain rows."""
+class TrackedRows:
+    """As much of a tracker's columns as filters ask for, from plain rows."""
 
-    def column(name: str, unknown: int = NULL) -> NDArray[np.int64]:
-        return np.array([unknown if row[name] is None else row[name] for row in rows], np.int64)
+    def __init__(self, rows: Sequence[Tracked]) -> None:
+        self.rows = rows
+        self.state = np.array([names.STATES.get(str(row["state"]), -1) for row in rows])
+        self.stalled = np.array([row["stalled"] for row in rows], np.bool_)
 
-    # Columns that no filter asks for are there, and empty.
-    columns = {field.name: np.zeros(len(rows), np.int64) for field in fields(TrackedBatch)}
-    columns |= {name: column(name) for name in tree.TRACKED_NUMBERS}
-    columns |= {
-        tree.CONNECTION: column(tree.CONNECTION, unknown=0),
-        "state": np.array([names.STATES.get(str(row["state"]), NULL) for row in rows], np.int64),
-        "stalled": np.array([row["stalled"] for row in rows], np.bool_),
-        "found": np.array([sum(BITS[code] for code in row["findings"]) for row in rows], np.uint64),  # type: ignore[union-attr]
-    }
-    return TrackedBatch(**columns)
+    def number(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        column = [row[name] for row in self.rows]
+        known = np.array([value is not None for value in column], np.bool_)
+        return np.array([-1 if value is None else value for value in column], np.int64), known
+
+    def finding(self, code: str) -> NDArray[np.bool_]:
+        found = [row["findings"] for row in self.rows]
+        return np.array([code in codes if code else bool(codes) for codes in found], np.bool_)  # type: ignore[operator]
 
 
 _tracked_rows = st.fixed_dictionaries(
@@ -217,7 +214,7 @@ def test_display_filters_agree(node: tree.Node, data: st.DataObject) -> None:
     ]
     chosen = compile(tree.show(node))
     assert chosen.needs_tracking == (tree.tracking_in(node) is not None)
-    assert chosen.mask(batch_of(captured), tracked_of(rows)).tolist() == expected
+    assert chosen.mask(batch_of(captured), TrackedRows(rows)).tolist() == expected
 
 
 def test_tracking_is_asked_for_only_where_it_is() -> None:

@@ -94,7 +94,7 @@ def test_flags_are_named_by_op_and_type(batch: PacketBatch) -> None:
 def test_pairs_are_right_whatever_the_slots_say(
     batch: PacketBatch, numeric: bool, data: st.DataObject
 ) -> None:
-    slots = data.draw(st.none() | tracked(len(batch)).map(lambda figures: figures.slot))
+    slots = data.draw(st.none() | tracked(len(batch)).map(lambda figures: figures.way))
     if not len(batch):
         return
     spelled = pair_texts(batch, slots, numeric=numeric)

@@ -23,7 +23,7 @@ from strategies import Traffic
 
 from vsockdump.packets import PacketBatch, decode
 from vsockdump.sources.savefile import Savefile
-from vsockdump.tracking.columns import NULL, TrackedBatch
+from vsockdump.tracking.columns import COLUMNS, NULL, TrackedBatch
 from vsockdump.tracking.report import DIRECTIONS, FASTEST, Connection
 from vsockdump.tracking.states import State
 from vsockdump.tracking.tracker import Tracker
@@ -137,10 +137,10 @@ def track(
         tracked = tracker.feed(batch)
         for packet, said, figures in zip(packets, observed_figures(tracked), expected, strict=True):
             assert said == figures, f"after {packet}"
-        assert_slots_tell_connections_apart(tracked)
+        assert_ways_tell_directions_apart(tracked)
         # Without a report everything but outstanding packets is the same.
         columns = bare.feed(batch)
-        for name in TrackedBatch.__slots__:
+        for name in COLUMNS:
             if name not in ("outstanding", "found"):
                 assert np.array_equal(getattr(columns, name), getattr(tracked, name)), name
     oracle.finish(end_ns)
@@ -156,11 +156,15 @@ def stall_order(stall: dict[str, int]) -> tuple[int, int]:
     return stall["number"], stall["sender"]
 
 
-def assert_slots_tell_connections_apart(tracked: TrackedBatch) -> None:
-    assert (tracked.slot >= 0).all()
-    pairs = np.unique(np.stack([tracked.conn, tracked.slot]), axis=1)
-    for column in pairs:
-        assert np.unique(column).size == column.size
+def assert_ways_tell_directions_apart(tracked: TrackedBatch) -> None:
+    assert (tracked.way >= 0).all()
+    ways: dict[int, set[Any]] = {}
+    for way, conn in zip(tracked.way.tolist(), tracked.conn.tolist(), strict=True):
+        ways.setdefault(way, set()).add(conn)
+    assert all(len(conns) == 1 for conns in ways.values())
+    assert all(
+        sum(conn in conns for conns in ways.values()) <= 2 for conn in set(tracked.conn.tolist())
+    )
 
 
 def track_traffic(traffic: Traffic) -> tuple[Oracle, Tracker]:

@@ -22,6 +22,7 @@ from vsockdump.tracking.columns import NULL, TrackedBatch
 from vsockdump.wire import MonOp, Op, Transport, Type
 
 _STATUS: Final = [status.name.lower().encode() for status in Status]
+_FIGURES: Final = ("tx_cnt", "in_flight", "window", "effective_window")
 _LAYERS: Final = [layer.name.lower().encode() for layer in Layer]
 
 
@@ -52,14 +53,19 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
         *(b',"status":"', choose(_STATUS, batch.status), b'"'),
         *(b',"stop":', *_stops(batch)),
     ]
-    if tracked is not None:
-        columns += [b',"conn":', *_or_null(tracked.conn != 0, number(tracked.conn))]
-        for name in ("tx_cnt", "in_flight", "window", "effective_window"):
-            values = getattr(tracked, name)
-            known = values != NULL
-            columns += [f',"{name}":'.encode(), *_or_null(known, number(np.maximum(values, 0)))]
-        columns += [b',"stalled":', choose([b"false", b"true"], tracked.stalled.astype(np.intp))]
-    return lines([*columns, b"}\n"], len(batch))
+    return lines([*columns, *_tracked(tracked), b"}\n"], len(batch))
+
+
+def _tracked(tracked: TrackedBatch | None) -> list[Column]:
+    if tracked is None:
+        return [f',"{name}":null'.encode() for name in ("conn", *_FIGURES, "stalled")]
+    columns = [b',"conn":', *_or_null(tracked.conn != 0, number(tracked.conn))]
+    for name in _FIGURES:
+        values = getattr(tracked, name)
+        known = values != NULL
+        columns += [f',"{name}":'.encode(), *_or_null(known, number(np.maximum(values, 0)))]
+    columns += [b',"stalled":', choose([b"false", b"true"], tracked.stalled.astype(np.intp))]
+    return columns
 
 
 def _interface(interface: Interface) -> bytes:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from vsockdump import wire
 from vsockdump.frames import FrameBatch, Interface
 from vsockdump.packets import PacketBatch
-from vsockdump.sinks.sheet import Column, choose, distinct, number, only, texts, unique
+from vsockdump.sinks.sheet import (
+    Column,
+    choose,
+    distinct,
+    number,
+    only,
+    small_distinct,
+    texts,
+    unique,
+)
 
 LONGEST_NAME: Final = 64
 
@@ -93,12 +102,15 @@ def flag_texts(batch: PacketBatch, joiner: str, before: str, after: str) -> tupl
     return index, table
 
 
-def pair_texts(batch: PacketBatch, slot: NDArray[Any] | None, *, numeric: bool) -> Column:
-    """``src.port > dst.port: `` of every row, each distinct pair spelled once."""
+def pair_texts(batch: PacketBatch, way: NDArray[Any] | None, *, numeric: bool) -> Column:
+    """``src.port > dst.port: `` of every row, each distinct pair spelled once.
+
+    ``way`` (small integers) tells directions of connections apart, which saves looking for pairs.
+    """
     headers = batch.headers
     keys = [headers[name] for name in ("src_cid", "dst_cid", "src_port", "dst_port")]
-    first, which = distinct(*keys) if slot is None else distinct(slot, keys[2])
-    if slot is not None and not all(np.array_equal(key[first][which], key) for key in keys):
+    first, which = distinct(*keys) if way is None else small_distinct(way)
+    if way is not None and not all(np.array_equal(key[first][which], key) for key in keys):
         first, which = distinct(*keys)
     src_cid, dst_cid, src_port, dst_port = (key[first] for key in keys)
     spelled = texts(

@@ -154,8 +154,8 @@ class TextPrinter:
         )
 
     def _body(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
-        slot = tracked.slot if tracked is not None else None
-        pairs = pair_texts(batch, slot, numeric=self._style.numeric)
+        way = tracked.way if tracked is not None else None
+        pairs = pair_texts(batch, way, numeric=self._style.numeric)
         if batch.has_virtio.all():
             return [pairs, *self._virtio(batch, tracked), *self._stops(batch)]
         other = batch.has_mon & ~batch.has_virtio

@@ -7,7 +7,8 @@ look for findings. It reads no clock: whoever has one tells it the time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +33,13 @@ from vsockdump.wire import Op, RwFlag, Type
 STALL_THRESHOLD_NS: Final = 100_000_000
 MAX_CONNECTIONS: Final = 131_072
 """Connections remembered unless told otherwise; each costs some 700 bytes."""
+_FIGURES: Final = {
+    "tx_cnt": "tx_cnt",
+    "in_flight": "in_flight",
+    "window": "window",
+    "effective_window": "effective",
+}
+"""Columns of a TrackedBatch and what an Account calls them."""
 Watch = Callable[[Rows, tuple[Account, Account], Ints], None]
 """Given a batch's rows, both accounts, and the connection number of each run."""
 MOST_STALLS: Final = 100_000
@@ -60,7 +68,7 @@ class Tracker:
         self._assigner = Assigner(self._store)
         self._pending = Pending(self._store)
         self._detector = Detector(self._store)
-        self._repairer = Repairer()
+        self._repairer = Repairer(self._store)
         self._report = report or findings
         self._look = findings
         self._watch = watch
@@ -95,7 +103,7 @@ class Tracker:
         if rows is None:
             self._keep(raised)
             return self._columns(batch, None, None, None, raised)
-        repaired = self._repairer.feed(rows) if batch.excess.any() else np.zeros(0, np.int64)
+        repaired = self._repairer.feed(rows)
         life = live(rows, self._store)
         accounts = account(rows, life, self._store)
         if self._watch is not None:
@@ -134,46 +142,41 @@ class Tracker:
             if row != NULL:
                 found[row] |= np.uint64(BITS[finding.code])
         if rows is None or life is None or figures is None:
-            nothing = np.full(count, NULL)
-            zeros = np.zeros(count, np.int64)
+            nothing, zeros = np.full(count, NULL), np.zeros(count, np.int64)
+            unknown: dict[str, NDArray[Any]] = dict.fromkeys((*_FIGURES, "outstanding"), nothing)
+            unstalled = np.zeros(count, np.bool_)
             return TrackedBatch(
-                conn=zeros,
-                slot=zeros,
-                tx_cnt=nothing,
-                in_flight=nothing,
-                window=nothing,
-                effective_window=nothing,
-                outstanding=nothing,
-                stalled=np.zeros(count, np.bool_),
-                state=nothing,
-                found=found,
+                conn=zeros, way=zeros, stalled=unstalled, state=nothing, found=found, **unknown
             )
-        (first, second), outstanding = figures
+        accounts, outstanding = figures
         server = rows.server
 
         def scatter(values: NDArray[Any], missing: int) -> NDArray[Any]:
-            column = np.full(count, missing, values.dtype)
+            if values.size == count:
+                column = np.empty(count, values.dtype)
+            else:
+                column = np.full(count, missing, values.dtype)
             column[rows.row] = values
             return column
 
-        def sent(name: str) -> Ints:
-            chosen = np.where(server, getattr(second, name), getattr(first, name))
-            return scatter(chosen, NULL)
+        def sender(values: Sequence[NDArray[Any]], missing: int) -> NDArray[Any]:
+            return scatter(np.where(server, values[1], values[0]), missing)
 
-        waiting = np.full(count, NULL)
-        if outstanding is not None:
-            waiting[rows.row] = np.where(server, outstanding[1], outstanding[0])
+        def figure(name: str) -> NDArray[Any]:
+            return sender([getattr(account, name) for account in accounts], NULL)
+
+        def waiting() -> NDArray[Any]:
+            return np.full(count, NULL) if outstanding is None else sender(outstanding, NULL)
+
+        # Slots may be given to others before somebody looks: what depends on them is made now.
         return TrackedBatch(
             conn=scatter(self._store.conn["number"][rows.slot], 0),
-            slot=scatter(rows.slot, self._store.conn["number"].size),
-            tx_cnt=sent("tx_cnt"),
-            in_flight=sent("in_flight"),
-            window=sent("window"),
-            effective_window=sent("effective"),
+            way=lambda: scatter(2 * rows.slot + server, 2 * int(rows.slot.max()) + 2),
             outstanding=waiting,
-            stalled=scatter(np.where(server, second.stalled, first.stalled), False),
-            state=scatter(life.after.astype(np.int64), NULL),
+            stalled=lambda: sender([account.stalled for account in accounts], False),
+            state=lambda: scatter(life.after.astype(np.int64), NULL),
             found=found,
+            **{name: partial(figure, of) for name, of in _FIGURES.items()},
         )
 
     # -- findings -----------------------------------------------------------------------------
