@@ -56,7 +56,6 @@ class Rotation:
             if value is not None and value < 1:
                 raise VsockdumpError(f"{option} needs a number above 0, had {value}")
 
-
     @property
     def rotates(self) -> bool:
         """Whether there is ever another file: a count alone asks for none."""
