@@ -203,8 +203,9 @@ class Builder:
             if isinstance(child, Token):
                 kind = _KINDS[child.type]
             elif child.data == "direction":
-                every = len(child.children) > 1 and _token(child.children[1]).type == "AND"
-                sides = SIDES if len(child.children) > 1 else (str(token),)
+                given = [str(part) for part in child.children]
+                every = "and" in given or "&&" in given
+                sides = tuple(side for side in SIDES if side in given)
             else:
                 kind = str(token)
         qualifier = Qualifier(kind=kind, sides=sides, every=every, negative=place.negative)
