@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -86,7 +86,7 @@ def read_bytes(data: bytes, chunk: int = CHUNK) -> Outcome:
 
 
 @contextmanager
-def fed(pieces: Sequence[bytes]) -> Iterator[int]:
+def fed(pieces: Iterable[bytes]) -> Iterator[int]:
     """A pipe that a thread writes these pieces to, as fast as the reader takes them."""
     reading, writing = os.pipe()
 

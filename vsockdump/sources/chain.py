@@ -78,6 +78,7 @@ class Walk:
             if damage is not None or most is None or offsets.size < most:
                 return np.concatenate(found), begin, damage
             if begin - start < most * SPARSE:
-                self._scans -= 1
                 offsets, begin = self._chain(begin)
                 found.append(offsets)
+                # A scan that finds no more than hops do is the last one.
+                self._scans = self._scans - 1 if offsets.size >= HOPS else 0

@@ -29,6 +29,8 @@ MAX_CAPLEN: Final = 262_144
 _VERSION: Final = 2
 _SLICE: Final = 1 << 16
 """Bytes looked at in one go: larger temporary columns come fresh from the kernel, page by page."""
+_CROWDED: Final = RECORD_LEN // 2
+"""Bytes from mark to mark, on average, below which there are more marks than records have room."""
 
 
 class PcapParser:
@@ -86,8 +88,12 @@ class PcapParser:
             stop = min(first + _SLICE, starts)
             mark = data[first + high : stop + high] == data[high]
             mark &= data[first + low : stop + low] == data[low]
-            found.append(np.flatnonzero(mark) + (begin + first))
-        candidates = np.concatenate(found)
+            marked = np.flatnonzero(mark) + (begin + first)
+            if marked.size * _CROWDED > _SLICE:
+                # Times near 1970 and payload full of zeros, say: nothing there but false ones.
+                break
+            found.append(marked)
+        candidates = np.concatenate(found) if found else np.zeros(0, np.int64)
         caplen = gather(buf, candidates + 8, np.dtype(self._order + "u4")).astype(np.int64)
         successors = candidates + (RECORD_LEN + caplen)
         plausible = (caplen <= MAX_CAPLEN) & (successors <= end)
