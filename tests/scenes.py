@@ -34,14 +34,17 @@ class Script:
         ends: tuple[Endpoint, Endpoint] = (CLIENT, SERVER),
         type: int = Type.STREAM,
         interfaces: Sequence[Interface] = strategies.INTERFACES,
+        after: Script | None = None,
     ) -> None:
+        """``after``: the scene whose numbers and time go on."""
         self.flipped = flipped
         self.ends = ends
         self.type = type
         self.interfaces = interfaces
         self.packets: list[Packet] = []
         self.frames: list[bytes] = []
-        self.now_ns = 0
+        self.first_number = 1 if after is None else after.first_number + after.count
+        self.now_ns = 0 if after is None else after.now_ns
 
     @property
     def count(self) -> int:
@@ -69,7 +72,7 @@ class Script:
         source, destination = (ends or self.ends)[:: -1 if answer else 1]
         self.now_ns += after
         packet = Packet(
-            number=self.count + 1,
+            number=self.first_number + self.count,
             time_ns=self.now_ns,
             src_cid=source.cid,
             src_port=source.port,
@@ -122,6 +125,7 @@ class Script:
                 ],
                 interface=[packet.interface for packet in self.packets],
                 interfaces=self.interfaces,
+                first_number=self.first_number,
             )
         )
 
