@@ -16,10 +16,13 @@ Invariants:
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from functools import partial
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +80,11 @@ STOPS: Final = np.dtype(
 )
 
 _TRANSPORT_OFFSET: Final = 26
+_FIELDS: Final = struct.Struct("<QQIIHHH2xQQIIIHHIII4x")
+"""A record of ``wire.HEADERS`` as plain integers, several times faster than numpy makes them."""
+_MON: Final = wire.MON_FIELDS
+_NO_VIRTIO: Final = (None,) * len(wire.VIRTIO_FIELDS)
+_NOTHING: Final = (None,) * (len(_MON) + len(wire.VIRTIO_FIELDS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,33 +149,45 @@ class PacketBatch:
 
     def packet(self, row: int) -> Packet:
         """A light view of one row."""
-        return Packet(self, row)
+        (fields,) = self._fields(slice(row, row + 1))
+        return Packet(fields, self, row)
 
     def __iter__(self) -> Iterator[Packet]:
-        return (Packet(self, row) for row in range(len(self)))
+        # tuple.__new__ makes the same as Packet(...) without a call in Python: a third of the time.
+        rows = zip(self._fields(slice(None)), repeat(self), range(len(self)), strict=False)
+        return map(partial(tuple.__new__, Packet), rows)
+
+    def _fields(self, rows: slice) -> Iterator[tuple[int | None, ...]]:
+        """The fields of both headers of each row; None in place of those that are not there."""
+        plain = _FIELDS.iter_unpack(self.headers[rows].tobytes())
+        if self.has_virtio[rows].all():
+            return plain
+        mon, virtio = self.has_mon[rows].tolist(), self.has_virtio[rows].tolist()
+        return (
+            found if both else found[: len(_MON)] + _NO_VIRTIO if one else _NOTHING
+            for found, one, both in zip(plain, mon, virtio, strict=True)
+        )
 
 
-class Packet:
-    """One row of a batch: fields as plain Python values, looked up when asked for.
+class _Row(NamedTuple):
+    fields: tuple[int | None, ...]
+    batch: PacketBatch
+    row: int
 
-    The fields of ``wire.HEADERS`` are attributes (``packet.src_cid``, ``packet.buf_alloc``);
-    those of a header that is not there are None. Valid as long as its batch is.
+
+class Packet(_Row):
+    """One row of a batch, its header fields as plain integers.
+
+    The names of ``wire.HEADERS`` are attributes (``packet.src_cid``, ``packet.buf_alloc``); those
+    of a header that is not there are None. What else it tells is looked up in its batch, as long
+    as that is valid. ``fields`` holds them all, in that order.
     """
 
-    __slots__ = ("batch", "row")
+    __slots__ = ()
 
-    def __init__(self, batch: PacketBatch, row: int) -> None:
-        self.batch = batch
-        self.row = row
+    if TYPE_CHECKING:
 
-    def __getattr__(self, name: str) -> int | None:
-        if name in wire.MON_FIELDS:
-            there = self.batch.has_mon[self.row]
-        elif name in wire.VIRTIO_FIELDS:
-            there = self.batch.has_virtio[self.row]
-        else:
-            raise AttributeError(name)
-        return int(self.batch.headers[name][self.row]) if there else None
+        def __getattr__(self, name: str) -> int | None: ...
 
     @property
     def number(self) -> int:
@@ -198,6 +218,14 @@ class Packet:
     def stop(self) -> Stop | None:
         """Where and why decoding ended early; None if it did not."""
         return self.batch.stop(self.row)
+
+
+def _field(place: int) -> property:
+    return property(lambda packet: packet[0][place])
+
+
+for _place, _name in enumerate((*wire.MON_FIELDS, *wire.VIRTIO_FIELDS)):
+    setattr(Packet, _name, _field(_place))
 
 
 class _Stops:
