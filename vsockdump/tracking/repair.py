@@ -55,11 +55,13 @@ class Repairer:
             if size != total or passed + length > total:
                 passed = 0
             if passed:
+                # A shorter frame than that has nothing of this piece.
                 there = int(batch.captured[row] + batch.excess[row])
                 moved = min(passed, there)
                 batch.payload[row] += moved
                 batch.captured[row] = min(there - moved, length)
-                repaired.append(at)
+                if moved:
+                    repaired.append(at)
             if passed + length < total:
                 self._open[key] = (total, passed + length)
                 if len(self._open) > MOST_OPEN:
