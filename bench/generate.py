@@ -73,7 +73,9 @@ class Traffic:
         from_client = place % 2 == 0
         # Every fifth packet of data is an answer without any: a credit update.
         op[(op == Op.RW) & (place % 5 == 4)] = Op.CREDIT_UPDATE
-        length = np.where(op == Op.RW, np.array(self.sizes)[rng.integers(0, len(self.sizes), count)], 0)
+        length = np.where(
+            op == Op.RW, np.array(self.sizes)[rng.integers(0, len(self.sizes), count)], 0
+        )
         fwd = np.empty(count, np.int64)
         for side in (True, False):
             sent = np.where(from_client[order] == side, length[order], 0)

@@ -1,0 +1,146 @@
+"""Run commands in turn and compare what they cost: CPU seconds, wall seconds, peak memory.
+
+Runs alternate, so that whatever else the machine does hits both; ratios are taken pair by pair and
+their median is reported with the smallest and the largest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TIMEOUT_S: Final = 1200
+_MIB_OF_KIB: Final = 1 / 1024
+
+
+class Broken(Exception):
+    """A command of the benchmark failed; a benchmark of failures says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One run: CPU (user and system) and wall seconds, peak resident memory in MiB."""
+
+    cpu: float
+    wall: float
+    memory: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """Ours against a peer on one job; ``aim`` is the ratio to reach, of wall time if ``wall``."""
+
+    name: str
+    ours: Sequence[str]
+    peer_name: str
+    peer: Sequence[str]
+    aim: float
+    wall: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came out: pairs of runs in order."""
+
+    race: Race
+    ours: Sequence[Cost]
+    peers: Sequence[Cost]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours to the peer's, pair by pair, ascending."""
+        name = "wall" if self.race.wall else "cpu"
+        pairs = zip(self.ours, self.peers, strict=True)
+        return sorted(getattr(a, name) / getattr(b, name) for a, b in pairs)
+
+    @property
+    def ratio(self) -> float:
+        """The median ratio."""
+        return statistics.median(self.ratios)
+
+
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
+    """Run a command to its end, its output thrown away; Broken if it fails."""
+    begin = time.monotonic()
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TZ": "UTC", **(environment or {})},
+    ) as process:
+        assert process.stderr is not None
+        complaints = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.monotonic() - begin
+    if process.returncode:
+        raise Broken(f"{' '.join(command)}: status {process.returncode}: {complaints.decode()}")
+    return Cost(
+        cpu=usage.ru_utime + usage.ru_stime, wall=wall, memory=usage.ru_maxrss * _MIB_OF_KIB
+    )
+
+
+def compete(race: Race, rounds: int) -> Result:
+    """Run both ``rounds`` times in turn, after one run each that warms the page cache."""
+    for command in (race.ours, race.peer):
+        run(command)
+    ours, peers = [], []
+    for _ in range(rounds):
+        ours.append(run(race.ours))
+        peers.append(run(race.peer))
+    return Result(race=race, ours=ours, peers=peers)
+
+
+def missing(races: Sequence[Race]) -> list[str]:
+    """Peers that are not installed."""
+    return sorted({r.peer[0] for r in races if shutil.which(r.peer[0]) is None})
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a Markdown table."""
+    rows = [
+        "| job | against | CPU s | peer's CPU s | ratio (least - most) | aim | met | MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        race, ratios = result.race, result.ratios
+        unit = "wall" if race.wall else "cpu"
+        ours = statistics.median(getattr(cost, unit) for cost in result.ours)
+        peer = statistics.median(getattr(cost, unit) for cost in result.peers)
+        memory = max(cost.memory for cost in result.ours)
+        rows.append(
+            f"| {race.name}{' (wall time)' if race.wall else ''} | `{race.peer_name}` "
+            f"| {ours:.2f} | {peer:.2f} | {result.ratio:.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f}) "
+            f"| {race.aim} | {'yes' if result.ratio <= race.aim else '**no**'} | {memory:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def versions(tools: Mapping[str, Sequence[str]]) -> list[str]:
+    """The first line that each tool says of its version."""
+    lines = []
+    for name, command in tools.items():
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+        text = (done.stdout + done.stderr).strip().splitlines()
+        text = [line for line in text if "root" not in line]
+        lines.append(f"{name}: {text[0] if text else 'unknown'}")
+    return lines
+
+
+def machine() -> str:
+    """The processor and how many of it there are."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{os.cpu_count()} cores of {model}"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The main job on a bundled capture: a receiver that stopped reading, seen from every side.
+set -eu
+tool=${1:-vsockdump}
+capture=$(dirname "$0")/../captures/stall-6.12.pcapng
+[ -e "$capture" ] || capture=${capture%ng}
+
+show() {
+	printf '\n$ vsockdump'
+	printf ' %s' "${@/$capture/captures/$(basename "$capture")}"
+	printf '\n'
+	"$tool" "$@"
+}
+
+show -n -c 8 -r "$capture"
+show conns "$capture"
+show credit "$capture"
+show check "$capture" --fail-on never
