@@ -16,7 +16,7 @@ from plain_blocks import CUSTOM_TEXT
 from savefile_cases import Row
 
 from vsockdump.errors import SavefileError
-from vsockdump.frames import Interface, InterfaceStatistics, Option, Section
+from vsockdump.frames import FrameBatch, Interface, InterfaceStatistics, Option, Section
 from vsockdump.sources.savefile import CHUNK, Savefile
 
 chunks = st.sampled_from((64, 100, 1000, CHUNK)) | st.integers(64, 5000)
@@ -34,6 +34,20 @@ class Outcome:
     damage: int | None = None
 
 
+def rows_of(batch: FrameBatch) -> list[Row]:
+    """The rows of a batch as plain values."""
+    return [
+        Row(
+            batch.frame(row),
+            int(batch.origlen[row]),
+            int(batch.time_ns[row]),
+            int(batch.interface[row]),
+            batch.options.get(row, ()),
+        )
+        for row in range(len(batch))
+    ]
+
+
 def read(source: Savefile) -> tuple[Outcome, SavefileError | None]:
     """Read to the end or to the one error, then close."""
     outcome, error = Outcome(source.format), None
@@ -42,16 +56,7 @@ def read(source: Savefile) -> tuple[Outcome, SavefileError | None]:
             assert len(batch)
             numbers = range(len(outcome.rows) + 1, len(outcome.rows) + len(batch) + 1)
             assert batch.number.tolist() == list(numbers)
-            for row in range(len(batch)):
-                outcome.rows.append(
-                    Row(
-                        batch.frame(row),
-                        int(batch.origlen[row]),
-                        int(batch.time_ns[row]),
-                        int(batch.interface[row]),
-                        batch.options.get(row, ()),
-                    )
-                )
+            outcome.rows += rows_of(batch)
     except SavefileError as raised:
         error = raised
         assert error.file == source.name

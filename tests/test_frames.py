@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from savefile_cases import Row, captures, laid_out
+from savefile_reading import rows_of as plainly
 
 from vsockdump.frames import SLACK, FrameBatch, Interface, Section, gather
 
@@ -29,19 +30,7 @@ def rows_of(batch: FrameBatch) -> list[Whole]:
     ends = batch.offset + batch.caplen
     assert not len(batch) or int(ends.max()) <= batch.buf.size - SLACK
     assert set(batch.options) <= set(range(len(batch)))
-    return [
-        Whole(
-            int(batch.number[row]),
-            Row(
-                batch.frame(row),
-                int(batch.origlen[row]),
-                int(batch.time_ns[row]),
-                int(batch.interface[row]),
-                batch.options.get(row, ()),
-            ),
-        )
-        for row in range(len(batch))
-    ]
+    return [Whole(*each) for each in zip(batch.number.tolist(), plainly(batch), strict=True)]
 
 
 @st.composite

@@ -15,8 +15,21 @@ from typing import Final
 
 from vsockdump.frames import Option
 
+END: Final = 0
 COMMENT: Final = 1
-_END: Final = 0
+SHB_HARDWARE: Final = 2
+SHB_OS: Final = 3
+SHB_USERAPPL: Final = 4
+IF_NAME: Final = 2
+IF_DESCRIPTION: Final = 3
+IF_TSRESOL: Final = 9
+IF_FILTER: Final = 11
+IF_OS: Final = 12
+IF_TSOFFSET: Final = 14
+ISB_STARTTIME: Final = 2
+ISB_ENDTIME: Final = 3
+ISB_IFRECV: Final = 4
+ISB_IFDROP: Final = 5
 _INTEGERS: Final = {2: 4, 4: 8, 5: 8, 6: 4}
 """Packet options that hold one integer (flags, drop count, packet id, queue) and its width."""
 _CUSTOM: Final = {2988, 2989, 19372, 19373}
@@ -32,7 +45,7 @@ def pairs(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     while at + head.size <= len(data):
         code, length = head.unpack_from(data, at)
         at += head.size
-        if code == _END or at + length > len(data):
+        if code == END or at + length > len(data):
             return
         yield code, data[at : at + length]
         at += length + (-length & 3)

@@ -56,28 +56,20 @@ MANY: Final = 16
 """Interfaces of different clocks in a batch from which each packet's time is taken on its own."""
 _CROWDED: Final = f"a packet has more than {options.MAX_OPTIONS} options"
 
-_SHB_HARDWARE: Final = 2
-_SHB_OS: Final = 3
-_SHB_USERAPPL: Final = 4
-_IF_NAME: Final = 2
-_IF_DESCRIPTION: Final = 3
-_IF_TSRESOL: Final = 9
-_IF_FILTER: Final = 11
-_IF_OS: Final = 12
-_IF_TSOFFSET: Final = 14
-_ISB_STARTTIME: Final = 2
-_ISB_ENDTIME: Final = 3
-_ISB_IFRECV: Final = 4
-_ISB_IFDROP: Final = 5
 _IF_OPTIONS: Final = (
-    _IF_NAME,
-    _IF_DESCRIPTION,
-    _IF_TSRESOL,
-    _IF_FILTER,
-    _IF_OS,
-    _IF_TSOFFSET,
+    options.IF_NAME,
+    options.IF_DESCRIPTION,
+    options.IF_TSRESOL,
+    options.IF_FILTER,
+    options.IF_OS,
+    options.IF_TSOFFSET,
 )
-_ISB_OPTIONS: Final = (_ISB_STARTTIME, _ISB_ENDTIME, _ISB_IFRECV, _ISB_IFDROP)
+_ISB_OPTIONS: Final = (
+    options.ISB_STARTTIME,
+    options.ISB_ENDTIME,
+    options.ISB_IFRECV,
+    options.ISB_IFDROP,
+)
 
 
 class PcapngParser:
@@ -300,11 +292,13 @@ class PcapngParser:
         major, minor = struct.unpack_from(self._order + "4xHH8x", body)
         if major != 1:
             return f"pcapng version {major}.{minor} is not known"
-        found = options.Chosen(body[16:], self._order, (_SHB_HARDWARE, _SHB_OS, _SHB_USERAPPL))
+        found = options.Chosen(
+            body[16:], self._order, (options.SHB_HARDWARE, options.SHB_OS, options.SHB_USERAPPL)
+        )
         self._section = Section(
-            hardware=found.text(_SHB_HARDWARE),
-            os=found.text(_SHB_OS),
-            application=found.text(_SHB_USERAPPL),
+            hardware=found.text(options.SHB_HARDWARE),
+            os=found.text(options.SHB_OS),
+            application=found.text(options.SHB_USERAPPL),
             comments=found.comments,
         )
         self._base = len(self._interfaces)
@@ -325,15 +319,15 @@ class PcapngParser:
             return f"more than {MAX_DESCRIPTIONS} bytes that describe sections and interfaces"
         found = options.Chosen(body[8:], self._order, _IF_OPTIONS)
         clock = Clock()
-        if (resolution := found.get(_IF_TSRESOL)) is not None:
+        if (resolution := found.get(options.IF_TSRESOL)) is not None:
             if len(resolution) != 1:
                 return f"an interface's if_tsresol has {len(resolution)} bytes"
             clock = Clock(binary=resolution[0] >= 0x80, exponent=resolution[0] & 0x7F)
-        if (seconds := found.get(_IF_TSOFFSET)) is not None:
+        if (seconds := found.get(options.IF_TSOFFSET)) is not None:
             if len(seconds) != 8:
                 return f"an interface's if_tsoffset has {len(seconds)} bytes"
             clock = clock._replace(offset=struct.unpack(self._order + "q", seconds)[0])
-        filter_ = found.get(_IF_FILTER) or b""
+        filter_ = found.get(options.IF_FILTER) or b""
         first = len(self._interfaces) == self._base
         self._clock = clock if first or clock == self._clock else None
         self._clocks.append(clock)
@@ -341,11 +335,11 @@ class PcapngParser:
             Interface(
                 linktype=linktype,
                 snaplen=snaplen,
-                name=found.text(_IF_NAME),
-                description=found.text(_IF_DESCRIPTION),
+                name=found.text(options.IF_NAME),
+                description=found.text(options.IF_DESCRIPTION),
                 # The first byte tells the kind of filter; 0 is a capture filter's text.
                 filter=options.text(filter_[1:]) if filter_[:1] == b"\0" else "",
-                os=found.text(_IF_OS),
+                os=found.text(options.IF_OS),
                 comments=found.comments,
                 section=self._section,
                 nanoseconds=clock.nanoseconds,
@@ -375,10 +369,10 @@ class PcapngParser:
             return self._clocks[index].time_ns(words[0] << 32 | words[1]) if words else None
 
         self.statistics[index] = InterfaceStatistics(
-            received=count(_ISB_IFRECV),
-            dropped=count(_ISB_IFDROP),
-            start_ns=time_ns(_ISB_STARTTIME),
-            end_ns=time_ns(_ISB_ENDTIME),
+            received=count(options.ISB_IFRECV),
+            dropped=count(options.ISB_IFDROP),
+            start_ns=time_ns(options.ISB_STARTTIME),
+            end_ns=time_ns(options.ISB_ENDTIME),
         )
         return None
 
