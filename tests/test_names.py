@@ -17,13 +17,13 @@ from vsockdump.packets import PacketBatch
 from vsockdump.sinks import sheet
 from vsockdump.sinks.names import (
     LONGEST_NAME,
+    PairTexts,
     cid_names,
     enum_names,
     escape,
     flag_texts,
     interface_name,
     of_interfaces,
-    pair_texts,
 )
 
 OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -90,20 +90,20 @@ def test_flags_are_named_by_op_and_type(batch: PacketBatch) -> None:
         assert table[index[row]].decode() == (f"[{'|'.join(flags)}]" if flags else "")
 
 
-@given(batches(), st.booleans(), st.data())
-def test_pairs_are_right_whatever_the_slots_say(
-    batch: PacketBatch, numeric: bool, data: st.DataObject
+@given(st.lists(batches(), max_size=3), st.booleans(), st.data())
+def test_pairs_are_right_whatever_the_ways_say(
+    several: list[PacketBatch], numeric: bool, data: st.DataObject
 ) -> None:
-    slots = data.draw(st.none() | tracked(len(batch)).map(lambda figures: figures.way))
-    if not len(batch):
-        return
-    spelled = pair_texts(batch, slots, numeric=numeric)
-    for text, packet in zip(rows([spelled], len(batch)), batch, strict=True):
-        src, dst = (
-            str(cid) if numeric else wire.CID_NAMES.get(cid or 0, str(cid))
-            for cid in (packet.src_cid or 0, packet.dst_cid or 0)
-        )
-        assert text == f"{src}.{packet.src_port or 0} > {dst}.{packet.dst_port or 0}: "
+    pairs = PairTexts(numeric=numeric)
+    for batch in several:
+        way = data.draw(st.none() | tracked(len(batch)).map(lambda figures: figures.way))
+        spelled = pairs.column(batch, way)
+        for text, packet in zip(rows([spelled], len(batch)), batch, strict=True):
+            src, dst = (
+                str(cid) if numeric else wire.CID_NAMES.get(cid or 0, str(cid))
+                for cid in (packet.src_cid or 0, packet.dst_cid or 0)
+            )
+            assert text == f"{src}.{packet.src_port or 0} > {dst}.{packet.dst_port or 0}: "
 
 
 def test_only_the_interfaces_of_a_batch_are_spelled() -> None:

@@ -27,19 +27,6 @@ INLINE: Final = 4096
 """Longest frame that is copied: from here on a piece of its own costs writev less than a copy."""
 CHUNK: Final = 1 << 20
 """Bytes put together at a time: what a processor's cache holds beside the frames."""
-_HELD: Final = 24 << 20
-"""Just below the 32 MiB up to which glibc lets the size of a freed block move its limits."""
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed columns instead of giving it back to the kernel.
-
-    Columns of one batch, some hundred KiB each, are freed and wanted again a moment later. As long
-    as glibc takes them for rare giants each costs a hundred page faults, more than all the copying.
-    Freeing one bigger block tells it otherwise (see M_MMAP_THRESHOLD in mallopt(3)); the block
-    itself is never touched, so it costs no memory.
-    """
-    np.empty(_HELD, np.uint8)
 
 
 class Placed(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsockdump import wire
-from vsockdump.frames import FrameBatch, Interface
+from vsockdump.frames import FrameBatch, Interface, Ints
 from vsockdump.packets import PacketBatch
 from vsockdump.sinks.sheet import (
     Column,
@@ -102,28 +102,71 @@ def flag_texts(batch: PacketBatch, joiner: str, before: str, after: str) -> tupl
     return index, table
 
 
-def pair_texts(batch: PacketBatch, way: NDArray[Any] | None, *, numeric: bool) -> Column:
-    """``src.port > dst.port: `` of every row, each distinct pair spelled once.
+class PairTexts:
+    """``src.port > dst.port: `` of packets, spelled once for each direction of a connection.
 
-    ``way`` (small integers) tells directions of connections apart, which saves looking for pairs.
+    Remembers what was spelled for a ``way`` (TrackedBatch), and looks whether the addresses are
+    still those: ways are used again, and loopback packets of one may name different CIDs.
     """
-    headers = batch.headers
-    keys = [headers[name] for name in ("src_cid", "dst_cid", "src_port", "dst_port")]
-    first, which = distinct(*keys) if way is None else small_distinct(way)
-    if way is not None and not all(np.array_equal(key[first][which], key) for key in keys):
-        first, which = distinct(*keys)
-    src_cid, dst_cid, src_port, dst_port = (key[first] for key in keys)
-    spelled = texts(
-        [
-            *cid_names(src_cid, numeric=numeric),
-            b".",
-            *number(src_port),
-            b" > ",
-            *cid_names(dst_cid, numeric=numeric),
-            b".",
-            *number(dst_port),
-            b": ",
-        ],
-        first.size,
-    )
-    return spelled[which]
+
+    def __init__(self, *, numeric: bool) -> None:
+        self._numeric = numeric
+        self._known = np.zeros((0, 3), np.uint64)
+        self._told = np.zeros(0, np.bool_)
+        self._spelled = np.zeros(0, "S1")
+
+    def column(self, batch: PacketBatch, way: Ints | None) -> Column:
+        """The text of every row; ``way`` None: connections are not known."""
+        headers = batch.headers
+        keys = np.empty((len(batch), 3), np.uint64)
+        keys[:, 0], keys[:, 1] = headers["src_cid"], headers["dst_cid"]
+        keys[:, 2] = headers["src_port"].astype(np.uint64) << np.uint64(32) | headers["dst_port"]
+        if way is not None:
+            self._grow(int(way.max()) + 1 if way.size else 0)
+            rows = self._unknown(keys, way)
+            if rows.size:
+                shown, _ = small_distinct(way[rows])
+                self._tell(keys[rows[shown]], way[rows[shown]])
+                rows = self._unknown(keys, way)
+            if not rows.size:
+                return self._spelled[way]
+        first, which = distinct(*keys.T)
+        return self._spell(keys[first])[which]
+
+    def _unknown(self, keys: NDArray[np.uint64], way: Ints) -> Ints:
+        """The rows whose addresses are not those that were spelled for their way."""
+        other = self._known[way] != keys
+        told = self._told[way]
+        if told.all() and not other.any():
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(~told | other.any(axis=1))
+
+    def _grow(self, size: int) -> None:
+        more = size - self._told.size
+        if more > 0:
+            more = max(more, self._told.size)
+            self._known = np.concatenate([self._known, np.zeros((more, 3), np.uint64)])
+            self._told = np.concatenate([self._told, np.zeros(more, np.bool_)])
+            self._spelled = np.concatenate([self._spelled, np.zeros(more, self._spelled.dtype)])
+
+    def _tell(self, keys: NDArray[np.uint64], way: Ints) -> None:
+        spelled = self._spell(keys)
+        if spelled.dtype.itemsize > self._spelled.dtype.itemsize:
+            self._spelled = self._spelled.astype(spelled.dtype)
+        self._known[way], self._told[way], self._spelled[way] = keys, True, spelled
+
+    def _spell(self, keys: NDArray[np.uint64]) -> NDArray[np.bytes_]:
+        ports = np.uint64(0xFFFF_FFFF)
+        return texts(
+            [
+                *cid_names(keys[:, 0], numeric=self._numeric),
+                b".",
+                *number(keys[:, 2] >> np.uint64(32)),
+                b" > ",
+                *cid_names(keys[:, 1], numeric=self._numeric),
+                b".",
+                *number(keys[:, 2] & ports),
+                b": ",
+            ],
+            len(keys),
+        )

@@ -22,8 +22,14 @@ from typing import Final, Literal
 
 from vsockdump import __version__
 from vsockdump.errors import VsockdumpError
-from vsockdump.frames import NO_OPTIONS, FrameBatch, Interface, InterfaceStatistics
-from vsockdump.sinks.assemble import chunks, keep_freed_memory
+from vsockdump.frames import (
+    NO_OPTIONS,
+    FrameBatch,
+    Interface,
+    InterfaceStatistics,
+    keep_freed_memory,
+)
+from vsockdump.sinks.assemble import chunks
 from vsockdump.sinks.encoder import Encoder
 from vsockdump.sinks.output import CompressedOutput, Output, compressor
 from vsockdump.sinks.pcap import PcapEncoder

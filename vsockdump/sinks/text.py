@@ -17,12 +17,12 @@ from vsockdump.packets import Layer, PacketBatch, Status
 from vsockdump.sinks.clock import Clock, Stamp
 from vsockdump.sinks.hexdump import Dump, dump
 from vsockdump.sinks.names import (
+    PairTexts,
     enum_names,
     escape,
     flag_texts,
     interface_name,
     of_interfaces,
-    pair_texts,
 )
 from vsockdump.sinks.sheet import Column, choose, lines, number, only, unique
 from vsockdump.tracking.columns import NULL, TrackedBatch
@@ -70,6 +70,7 @@ class TextPrinter:
     def __init__(self, style: TextStyle) -> None:
         self._style = style
         self._clock = Clock(style.stamp)
+        self._pairs = PairTexts(numeric=style.numeric)
         self._first_interface: int | None = None
         self._several = False
 
@@ -155,7 +156,7 @@ class TextPrinter:
 
     def _body(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
         way = tracked.way if tracked is not None else None
-        pairs = pair_texts(batch, way, numeric=self._style.numeric)
+        pairs = self._pairs.column(batch, way)
         if batch.has_virtio.all():
             return [pairs, *self._virtio(batch, tracked), *self._stops(batch)]
         other = batch.has_mon & ~batch.has_virtio

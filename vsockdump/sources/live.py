@@ -30,7 +30,14 @@ import numpy as np
 
 from vsockdump import __version__, device, wire
 from vsockdump.errors import CaptureError
-from vsockdump.frames import FrameBatch, Interface, InterfaceStatistics, Ints, Section
+from vsockdump.frames import (
+    FrameBatch,
+    Interface,
+    InterfaceStatistics,
+    Ints,
+    Section,
+    keep_freed_memory,
+)
 from vsockdump.privileges import setcap_command
 from vsockdump.sources.packetsocket import REJECT, PacketSocket, Program, snapped
 from vsockdump.sources.ring import Geometry, Region, Ring, columns, geometry
@@ -79,6 +86,7 @@ class LiveCapture:
         the kernel applies from the first frame on, ``filter_text`` what it was made from, for the
         record. ``hardware_types`` are the ARPHRD_* taken; others than vsockmon's are for tests.
         """
+        keep_freed_memory()
         if not names:
             raise CaptureError("no interface to capture from")
         for name in names:

@@ -13,14 +13,20 @@ from typing import Final
 import numpy as np
 
 from vsockdump.errors import SavefileError
-from vsockdump.frames import SLACK, FrameBatch, Interface, InterfaceStatistics
+from vsockdump.frames import (
+    SLACK,
+    FrameBatch,
+    Interface,
+    InterfaceStatistics,
+    keep_freed_memory,
+)
 from vsockdump.sources import pcap, pcapng
 from vsockdump.sources.bytestream import ByteStream
 from vsockdump.sources.chain import Damage
 from vsockdump.sources.parser import Parser, cut_short
 
-CHUNK: Final = 1 << 20
-"""Bytes read at a time: some 7,000 small packets, a batch that stays in the processor's cache."""
+CHUNK: Final = 1 << 21
+"""Bytes read at a time: some 14,000 small packets, so that a batch outweighs its fixed cost."""
 _LEAST: Final = 64
 """Fewer bytes at a time would not hold a file header."""
 _MAGIC_LEN: Final = 4
@@ -34,6 +40,7 @@ class Savefile:
 
     def __init__(self, target: str | Path | int, *, chunk: int = CHUNK) -> None:
         """Open a path, ``-`` (standard input) or a descriptor; read ``chunk`` bytes at a time."""
+        keep_freed_memory()
         self._stream = ByteStream(target)
         self.name = self._stream.name
         self.identity = self._stream.identity
