@@ -3,7 +3,8 @@
 ``vsockdump SUBCOMMAND ...`` runs a subcommand; anything else is the tcpdump-like command. Here is
 the one place that turns errors into a line on standard error and an exit status: 0 when all went
 well (a closed pipe and an interrupt included), 1 when the input, the device or the output failed,
-2 when the command line was wrong; ``check`` has more.
+2 when the command line was wrong (a filter included), 130 when an interrupt had to be forced;
+``check`` has more.
 """
 
 from __future__ import annotations
@@ -38,33 +39,90 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # OpenBLAS starts a thread a core at import; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _hold_standard_streams()
     sys.exit(_run(given))
 
 
+def _hold_standard_streams() -> None:
+    """Put something into a standard descriptor that is closed, or the next file would get it."""
+    for descriptor, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The wrong way round for input and output, so that using it is an error as it should.
+            os.open(os.devnull, mode)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (it stays open)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (it stays open)
+
+
 def _run(given: list[str]) -> int:
-    from click import Abort, ClickException
+    from click import Abort, ClickException, UsageError
+    from click.exceptions import Exit
 
-    from vsockdump.errors import VsockdumpError
+    from vsockdump.errors import FilterError, VsockdumpError
 
-    name = "vsockdump"
-    if given and given[0] in SUBCOMMANDS:
-        name = f"vsockdump {given[0]}"
+    subcommand = given[0] if given and given[0] in SUBCOMMANDS else ""
+    name = f"vsockdump {subcommand}".rstrip()
     try:
-        command = load(given[0] if given else "")
-        rest = given[1:] if name != "vsockdump" else given
-        status = command.main(rest, prog_name=name, standalone_mode=False)
+        command = load(subcommand)
+        # Not command.main: that has its own ideas of what a closed pipe is.
+        with command.make_context(name, given[1:] if subcommand else given) as context:
+            status = command.invoke(context)
         sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except Exit as ended:
+        return _flushed(ended.exit_code)
+    except UsageError as error:
+        message = error.format_message()
+        if message.startswith("Usage:"):
+            # A group without a subcommand: the message is its help.
+            print(message, file=sys.stderr)
+            return error.exit_code
+        asked = error.ctx.command_path if error.ctx is not None else name
+        return _fail(f"{message}\nTry '{asked} --help' for help.", error.exit_code)
     except ClickException as error:
-        error.show()
-        return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
     except BrokenPipeError:
-        # Whoever read us has gone. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # Whoever read us has gone.
+        return _abandon_output(0)
     except (Abort, KeyboardInterrupt):
-        return 130
+        return _abandon_output(130)
+    except FilterError as error:
+        return _fail(str(error), 2)
     except VsockdumpError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        # Files and devices have errors of their own; what is left is standard output.
+        _abandon_output(1)
+        return _fail(f"standard output: {error.strerror}", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    """Say what went wrong, behind everything that was printed before it."""
+    from vsockdump.sinks.names import escape
+
+    status = _flushed(status)
+    for place, line in enumerate(message.splitlines()):
+        print(f"{'' if place else 'vsockdump: '}{escape(line)}", file=sys.stderr)
+    return status
+
+
+def _flushed(status: int) -> int:
+    """The status, once all that was printed is on its way; another one if that fails."""
+    try:
         sys.stdout.flush()
-        print(f"vsockdump: {error}", file=sys.stderr)
-        return 1
-    return status if isinstance(status, int) else 0
+    except BrokenPipeError:
+        return _abandon_output(status)
+    except OSError as error:
+        _abandon_output(1)
+        print(f"vsockdump: standard output: {error.strerror}", file=sys.stderr)
+        return status or 1
+    return status
+
+
+def _abandon_output(status: int) -> int:
+    """Let nobody try again to write what could not be written; Python would, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status

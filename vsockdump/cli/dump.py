@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from vsockdump import __version__
+from vsockdump.cli.command import CONTEXT, DumpCommand, Number, section
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
+from vsockdump.cli.output import StandardOutput
 from vsockdump.cli.road import Interrupt, travel
 from vsockdump.packets import PacketBatch
 from vsockdump.sinks.clock import Stamp
 from vsockdump.sinks.hexdump import Dump
+from vsockdump.sinks.names import escape
 from vsockdump.sinks.text import TextPrinter, TextStyle
 from vsockdump.sources import Source
 from vsockdump.tracking.columns import TrackedBatch
@@ -35,77 +37,163 @@ _LIVE_LAG_NS: Final = 200_000_000
 """How late a frame may come out of the ring: a file's window of time ends no sooner after it."""
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"vsockdump {__version__}")
+        ctx.exit()
 
 
-def _count(flag: str, name: str, text: str) -> Callable[[_F], _F]:
-    return click.option(flag, name, count=True, help=text)
+_input = section("Where packets come from")
+_live = section("Capturing on a device")
+_what = section("Which packets")
+_text = section("What is printed")
+_time = section("Times")
+_file = section("Writing files")
+_other = section("Other")
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Subcommands: conns, credit, check, device; see vsockdump SUBCOMMAND --help.",
+@click.command(cls=DumpCommand, context_settings=CONTEXT)
+@_input(
+    "-i",
+    "--interface",
+    "interfaces",
+    multiple=True,
+    metavar="DEVICE",
+    help="Capture on this vsockmon device; may be given several times.",
 )
-@click.option("-i", "--interface", "interfaces", multiple=True, help="Capture from this device.")
-@click.option("-r", "file", metavar="FILE", help="Read packets from FILE ('-': standard input).")
-@click.option("-w", "write", metavar="FILE", help="Write packets to FILE ('-': standard output).")
-@click.option("-c", "limit", type=click.IntRange(1), help="End after this many packets.")
-@click.option("--count", "only_count", is_flag=True, help="Print only how many packets there are.")
-@click.option("-F", "filter_file", type=click.Path(), help="Read the filter from this file.")
-@_count("-d", "program", "Print the compiled filter and end (-dd: as C, -ddd: as numbers).")
-@click.option("-D", "--list-interfaces", "list_", is_flag=True, help="List vsockmon devices.")
-@click.option(
+@_input(
+    "-r",
+    "file",
+    metavar="FILE",
+    help="Read packets from FILE (pcap or pcapng, also compressed; '-': standard input).",
+)
+@_input("-D", "--list-interfaces", "list_", is_flag=True, help="List vsockmon devices and end.")
+@_live("--create", is_flag=True, help="Make the device if it is missing, and remove it afterwards.")
+@_live(
     "-s",
     "--snapshot-length",
     "snaplen",
-    type=click.IntRange(0),
+    type=Number(0),
     default=0,
-    help="Keep this many bytes of each packet (0: all).",
+    metavar="BYTES",
+    help="Keep so many bytes of each packet (0: all; 76 are both headers).",
 )
-@click.option("-B", "--buffer-size", "buffer", type=click.IntRange(1), help="Ring size in KiB.")
-@click.option("--immediate-mode", "immediate", is_flag=True, help="Hand packets over at once.")
-@click.option("--create", is_flag=True, help="Make the device if it is missing, remove it after.")
-@click.option("-Z", "--relinquish-privileges", "user", help="Become this user once it is open.")
-@click.option("-n", "numeric", count=True, help="Print CIDs as numbers, not host or local.")
-@click.option("-e", "link", is_flag=True, help="Print the tap's own header too.")
-@click.option("-q", "quiet", is_flag=True, help="Print less.")
-@_count("-v", "verbose", "Print more: the credit account (-vv, -vvv: more still).")
-@_count("-x", "hexadecimal", "Print payload in hex (-xx: the whole frame).")
-@_count("-X", "both", "Print payload in hex and text (-XX: the whole frame).")
-@click.option("-A", "ascii_", is_flag=True, help="Print payload as text.")
-@click.option("-#", "--number", "numbered", is_flag=True, help="Print packet numbers.")
-@_count("-t", "stamp", "Time: -t none, -tt epoch, -ttt delta, -tttt date, -ttttt since first.")
-@click.option("--micro", "digits", flag_value=_MICRO, type=int, help="Times in microseconds.")
-@click.option("--nano", "digits", flag_value=_NANO, type=int, help="Times in nanoseconds.")
-@click.option("-l", "line_buffered", is_flag=True, help="Write each line out at once.")
-@click.option("-U", "unbuffered", is_flag=True, help="Write each packet to the file at once.")
-@click.option("--print", "also_print", is_flag=True, help="Print packets even with -w.")
-@click.option("--json", "json_", is_flag=True, help="Print one JSON object a packet.")
-@click.option(
+@_live(
+    "-B",
+    "--buffer-size",
+    "buffer",
+    type=Number(),
+    metavar="KIB",
+    help="Size of the ring that the kernel fills.",
+)
+@_live(
+    "--immediate-mode",
+    "immediate",
+    is_flag=True,
+    help="Hand over each packet at once, not a block of them.",
+)
+@_live(
+    "-Z",
+    "--relinquish-privileges",
+    "user",
+    metavar="USER",
+    help="Become this user once the device or file is open.",
+)
+@_what("-c", "limit", type=Number(), metavar="COUNT", help="End after so many packets.")
+@_what("-F", "filter_file", metavar="FILE", help="Read the filter from FILE.")
+@_what(
+    "-d",
+    "program",
+    count=True,
+    help="Print the filter's BPF program and end (-dd: as C, -ddd: as numbers).",
+)
+@_text("-n", "numeric", count=True, help="CIDs as numbers, not by names such as host.")
+@_text("-q", "quiet", is_flag=True, help="Less: no seq, fwd and win.")
+@_text(
+    "-v",
+    "verbose",
+    count=True,
+    help="More: connection, bytes in flight, window (-vv, -vvv: more still).",
+)
+@_text("-e", "link", is_flag=True, help="The device, and what the tap's own header says.")
+@_text("-#", "--number", "numbered", is_flag=True, help="Packet numbers.")
+@_text("-x", "hexadecimal", count=True, help="Payload in hex (-xx: the whole frame).")
+@_text("-X", "both", count=True, help="Payload in hex and as text (-XX: the whole frame).")
+@_text("-A", "ascii_", is_flag=True, help="Payload as text.")
+@_text(
     "--color",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
-    is_flag=False,
-    flag_value="always",
-    help="Color lines (auto: on a terminal).",
+    metavar="[=auto|always|never]",
+    help="Colors (auto: on a terminal).",
 )
-@click.option(
+@_text("--json", "json_", is_flag=True, help="One JSON object a packet instead of text.")
+@_text("--count", "only_count", is_flag=True, help="Nothing but how many packets there are.")
+@_text("-l", "line_buffered", is_flag=True, help="Write out lines at once; they always are.")
+@_time(
+    "-t",
+    "stamp",
+    count=True,
+    help="-t: none. -tt: seconds since 1970. -ttt: since the packet before. -tttt: with the date. "
+    "-ttttt: since the first packet.",
+)
+@_time("--micro", "digits", flag_value=_MICRO, type=int, help="In microseconds.")
+@_time("--nano", "digits", flag_value=_NANO, type=int, help="In nanoseconds.")
+@_file(
+    "-w",
+    "write",
+    metavar="FILE",
+    help="Write packets to FILE ('-': standard output; .gz and .zst: compressed), print none.",
+)
+@_file("--print", "also_print", is_flag=True, help="Print packets as well.")
+@_file(
+    "-U",
+    "--packet-buffered",
+    "unbuffered",
+    is_flag=True,
+    help="Write each packet to the file at once.",
+)
+@_file(
     "--format",
     "format_",
     type=click.Choice(["pcapng", "pcap"]),
     default="pcapng",
-    help="File format of -w.",
+    help="Format of the file (pcapng).",
 )
-@click.option("--capture-comment", "comment", help="Keep this comment in the file.")
-@click.option("-C", "file_size", metavar="SIZE", help="New file after SIZE million bytes.")
-@click.option("-G", "seconds", type=click.IntRange(1), help="New file every so many seconds.")
-@click.option("-W", "file_count", type=click.IntRange(1), help="At most so many files.")
-@click.version_option(__version__, prog_name="vsockdump")
-@click.argument("expression", nargs=-1)
+@_file("--capture-comment", "comment", metavar="TEXT", help="Keep this comment in the file.")
+@_file(
+    "-C",
+    "file_size",
+    metavar="SIZE",
+    help="Begin a new file after SIZE million bytes (or SIZE with k, m, g: KiB, MiB, GiB).",
+)
+@_file(
+    "-G",
+    "seconds",
+    type=Number(),
+    metavar="SECONDS",
+    help="Begin a new file every so many seconds; its name is a format for strftime.",
+)
+@_file(
+    "-W",
+    "file_count",
+    type=Number(),
+    metavar="COUNT",
+    help="At most so many files: with -C the oldest is written over, with -G it ends.",
+)
+@_other(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and end.",
+)
+@click.argument("expression", nargs=-1, metavar="[FILTER]")
 def dump(**options: Any) -> int:
     """Print, filter and save AF_VSOCK traffic, live or from a capture file.
 
-    EXPRESSION selects packets, as in: port 1024 and op rst.
+    Options mean what tcpdump's mean. FILTER selects packets, as in: port 1024 and op rst.
     """
     return _Run(options).run()
 
@@ -132,10 +220,7 @@ class _Run:
             return _list()
         if options["program"]:
             return self._print_program()
-        if options["comment"] is not None and not options["write"]:
-            raise click.UsageError("--capture-comment needs -w")
-        if not options["write"] and any(options[n] for n in ("file_size", "seconds", "file_count")):
-            raise click.UsageError("-C, -G and -W need -w")
+        self._refuse()
         with ExitStack() as stack:
             source, selects, exact = stack.enter_context(opened(self._inputs))
             if options["user"]:
@@ -152,6 +237,22 @@ class _Run:
                 click.echo(f"{packets} packet{'' if packets == 1 else 's'}")
             self._sum_up(source, packets)
         return 0
+
+    def _refuse(self) -> None:
+        """What makes no sense together."""
+        options = self._options
+        if not options["write"]:
+            if options["comment"] is not None:
+                raise click.UsageError("--capture-comment needs -w")
+            if options["file_size"] or options["seconds"] or options["file_count"]:
+                raise click.UsageError("-C, -G and -W need -w")
+        if options["write"] == "-":
+            if options["also_print"] or options["only_count"]:
+                raise click.UsageError("--print and --count need standard output, as -w - does")
+            if sys.stdout.isatty():
+                raise click.UsageError("-w - writes bytes that are not for a terminal")
+        if options["create"] and options["file"] is not None:
+            raise click.UsageError("--create is for a device, -r reads a file")
 
     def _print_program(self) -> int:
         chosen = self._inputs.selects()
@@ -204,12 +305,13 @@ class _Run:
         if self._inputs.live:
             kept = self._inputs.kept
             print(
-                f"listening on {source.name}, link-type VSOCK (Linux vsock), "
+                f"listening on {escape(source.name)}, link-type VSOCK (Linux vsock), "
                 f"snapshot length {kept} bytes",
                 file=sys.stderr,
             )
         elif not (self._options["json_"] or self._options["only_count"]):
-            print(f"reading from file {source.name}", file=sys.stderr)
+            what = "" if self._inputs.file == "-" else "file "
+            print(f"reading from {what}{escape(source.name)}", file=sys.stderr)
 
     def _walk(
         self,
@@ -220,7 +322,7 @@ class _Run:
         writer: SavefileWriter | None,
     ) -> int:
         options = self._options
-        show = self._printer() if self._prints else None
+        show = self._printer(source) if self._prints else None
         meter = Meter(source, shown=show is None)
         live = self._inputs.live
         packets = 0
@@ -242,20 +344,17 @@ class _Run:
                 writer.close(source.statistics(), source.interfaces)
         return packets
 
-    def _printer(self) -> Any:
+    def _printer(self, source: Source) -> Any:
         options = self._options
-        out = sys.stdout.buffer
-        prompt = options["line_buffered"] or sys.stdout.isatty()
+        out = StandardOutput()
         if options["json_"]:
             from vsockdump.sinks.jsonlines import render
         else:
-            render = TextPrinter(_style(options)).render
+            several = self._inputs.live and len(source.interfaces) > 1
+            render = TextPrinter(_style(options, interface=several)).render
 
         def show(batch: PacketBatch, tracked: TrackedBatch | None) -> None:
             out.write(render(batch, tracked))
-            # Nothing arrives: a reader behind a pipe need not wait for a full buffer.
-            if prompt or not len(batch):
-                out.flush()
 
         return show
 
@@ -273,7 +372,7 @@ class _Run:
             print(f"{number} packet{'' if number == 1 else 's'} {text}", file=sys.stderr)
 
 
-def _style(options: dict[str, Any]) -> TextStyle:
+def _style(options: dict[str, Any], *, interface: bool) -> TextStyle:
     wanted = Dump(
         hexadecimal=bool(options["hexadecimal"] or options["both"]),
         text=bool(options["both"] or options["ascii_"]),
@@ -285,6 +384,7 @@ def _style(options: dict[str, Any]) -> TextStyle:
         verbose=min(options["verbose"], 3),
         quiet=options["quiet"],
         link=options["link"],
+        interface=interface,
         numbered=options["numbered"],
         stamp=Stamp(min(options["stamp"], max(Stamp))),
         digits=options["digits"] or (None if options["file"] else _MICRO),

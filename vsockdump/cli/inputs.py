@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from click import UsageError
+
 from vsockdump.errors import DeviceError, VsockdumpError
 from vsockdump.sources import Source
 
@@ -41,9 +43,9 @@ class Inputs:
 
     def __post_init__(self) -> None:
         if self.file is not None and self.interfaces:
-            raise VsockdumpError("-r and -i exclude each other: a file or a device")
+            raise UsageError("-r and -i exclude each other: a file or a device")
         if self.filter_file is not None and self.expression:
-            raise VsockdumpError("-F and a filter expression exclude each other")
+            raise UsageError("-F and a filter on the command line exclude each other")
 
     @property
     def live(self) -> bool:
@@ -60,9 +62,11 @@ class Inputs:
         text = " ".join(self.expression)
         if self.filter_file is not None:
             try:
-                text = Path(self.filter_file).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise VsockdumpError(f"{self.filter_file}: {error}") from error
+                text = Path(self.filter_file).read_text("utf-8")
+            except OSError as error:
+                raise VsockdumpError(f"{self.filter_file}: {error.strerror}") from error
+            except UnicodeDecodeError as error:
+                raise VsockdumpError(f"{self.filter_file}: not text: {error.reason}") from error
         if not text.strip():
             return None
         from vsockdump import filters

@@ -7,10 +7,11 @@ batches, so that a sink always gets whole ones and can finish its file.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vsockdump.frames import FrameBatch
 from vsockdump.packets import PacketBatch, decode
@@ -19,6 +20,10 @@ from vsockdump.tracking.columns import TrackedBatch
 
 if TYPE_CHECKING:
     from vsockdump.filters import Filter
+
+
+_PATIENCE: Final = 1.0
+"""Seconds after which a second signal means it; before that it may be one that came twice."""
 
 
 class Tracks(Protocol):
@@ -34,15 +39,21 @@ class _Interrupted(Exception):
 
 
 class Interrupt:
-    """SIGINT and SIGTERM as a wish to end, granted where nothing is half done."""
+    """SIGINT, SIGTERM and SIGHUP as a wish to end, granted where nothing is half done."""
 
     def __init__(self, source: Source) -> None:
         self._stop = getattr(source, "stop", None)
         self._waiting = False
+        self._since = 0.0
         self.wanted = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
+        now = time.monotonic()
+        if self.wanted and now - self._since > _PATIENCE:
+            # The wish is not being granted: something waits for good, perhaps whoever reads us.
+            raise KeyboardInterrupt
+        if not self.wanted:
+            self.wanted, self._since = True, now
         if self._stop is not None:
             self._stop()
         elif self._waiting:
@@ -50,8 +61,12 @@ class Interrupt:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Handle signals for as long as the block runs; a second SIGINT always ends the process."""
-        before = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        """Handle signals for as long as the block runs; a second one, a while later, ends it."""
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            # Under nohup it is ignored, and stays so.
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:
@@ -61,15 +76,19 @@ class Interrupt:
     def batches(self, source: Source) -> Iterator[FrameBatch]:
         """The source's batches, until it ends or a signal came."""
         iterator = source.batches()
-        while not (self.wanted and self._stop is None):
-            self._waiting = True
-            try:
-                batch = next(iterator)
-            except (StopIteration, _Interrupted):
-                return
-            finally:
-                self._waiting = False
-            yield batch
+        try:
+            while not (self.wanted and self._stop is None):
+                self._waiting = True
+                try:
+                    batch = next(iterator, None)
+                finally:
+                    self._waiting = False
+                if batch is None:
+                    return
+                yield batch
+        except _Interrupted:
+            # Wherever it was raised, around the call too: what was read before has been passed on.
+            return
 
 
 def travel(
