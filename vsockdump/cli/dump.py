@@ -303,12 +303,7 @@ class _Run:
     def _announce(self, source: Source) -> None:
         """tcpdump's line about what is read, on standard error."""
         if self._inputs.live:
-            kept = self._inputs.kept
-            print(
-                f"listening on {escape(source.name)}, link-type VSOCK (Linux vsock), "
-                f"snapshot length {kept} bytes",
-                file=sys.stderr,
-            )
+            self._inputs.announce(source)
         elif not (self._options["json_"] or self._options["only_count"]):
             what = "" if self._inputs.file == "-" else "file "
             print(f"reading from {what}{escape(source.name)}", file=sys.stderr)

@@ -106,6 +106,7 @@ class Follower:
             self._selects = selects
             interrupt = Interrupt(source)
             with interrupt.watched():
+                self.inputs.announce(source)
                 yield source, interrupt
 
     def run(self, each: Callable[[int | None], None] | None = None) -> None:

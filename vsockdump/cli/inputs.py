@@ -7,6 +7,7 @@ after tracking. On a file all filtering comes after tracking.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from click import UsageError
 
 from vsockdump.errors import DeviceError, VsockdumpError
+from vsockdump.sinks.names import escape
 from vsockdump.sources import Source
 
 if TYPE_CHECKING:
@@ -56,6 +58,16 @@ class Inputs:
     def kept(self) -> int:
         """The snapshot length, with "all" as a number."""
         return self.snaplen or WHOLE
+
+    def announce(self, source: Source) -> None:
+        """Say on standard error, in tcpdump's words, that a device is listened on from now."""
+        if self.live:
+            print(
+                f"listening on {escape(source.name)}, link-type VSOCK (Linux vsock), "
+                f"snapshot length {self.kept} bytes",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def selects(self) -> Filter | None:
         """The filter, compiled; None if there is none."""
