@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from vsockdump import captures
+from vsockdump.cli import main
 
 VSOCKDUMP = [sys.executable, "-m", "vsockdump"]
 ENVIRONMENT = {"TZ": "UTC", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
@@ -52,6 +55,17 @@ def run(*arguments: str | Path, stdin: bytes = b"", **more: Any) -> Ran:
     err = done.stderr.decode()
     assert "Traceback" not in err, err
     return Ran(done.returncode, done.stdout or b"", err)
+
+
+def call(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> tuple[int, bytes, str]:
+    """Run vsockdump in this process: status, output, complaints."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capfdbinary.readouterr()
+    assert b"Traceback" not in err
+    status = ended.value.code
+    assert isinstance(status, int)
+    return status, out, err.decode()
 
 
 def start(*arguments: str | Path, **streams: Any) -> subprocess.Popen[bytes]:

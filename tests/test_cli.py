@@ -10,24 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command import ECHO, VSOCKDUMP, environment, run
+from command import ECHO, VSOCKDUMP, call, environment, run
 
 from vsockdump import captures
-from vsockdump.cli import main
 
 PACKETS = 25
 """Packets of the capture that most tests read; captures/README.md tells so too."""
-
-
-def call(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> tuple[int, bytes, str]:
-    """Run the command in this process: status, output, complaints."""
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capfdbinary.readouterr()
-    assert b"Traceback" not in err
-    status = ended.value.code
-    assert isinstance(status, int)
-    return status, out, err.decode()
 
 
 def test_the_module_and_the_script_are_the_same_command() -> None:
