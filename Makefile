@@ -34,7 +34,8 @@ lint: $(VENV)/.developing ## Check style, types and the direction of imports
 	$(VENV)/bin/lint-imports
 
 golden: $(VENV)/.developing ## Write the expected outputs anew (look at the difference!)
-	$(RUN) -m tests.golden.regenerate
+	$(RUN) tests/golden/regenerate.py
+	$(RUN) tests/readme.py
 
 bench: $(VENV)/.developing judges ## Measure beside the peers and write the table into docs/performance.md
 	$(RUN) -m bench --write
