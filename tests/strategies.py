@@ -201,12 +201,15 @@ class Traffic:
     cuts: tuple[int, ...] = ()
     end_ns: int | None = None
     stall_threshold_ns: int = DEFAULT_STALL_THRESHOLD_NS
+    lie: bool = False
+    """Whether second headers name other endpoints than the first, by which the model goes."""
 
     def batches(self) -> Iterator[PacketBatch]:
         """The traffic decoded from real frames, a batch for each piece (an empty one, too)."""
         edges = [0, *sorted(self.cuts), len(self.packets)]
         for start, stop in pairwise(edges):
-            yield decode(frames(self.packets[start:stop], first_number=start + 1))
+            part = self.packets[start:stop]
+            yield decode(frames(part, first_number=start + 1, lie=self.lie))
 
     def __repr__(self) -> str:
         lines = [
@@ -221,13 +224,13 @@ class Traffic:
         )
 
 
-def records(packets: Sequence[Packet]) -> NDArray[Any]:
-    """The headers of these packets."""
+def records(packets: Sequence[Packet], *, lie: bool = False) -> NDArray[Any]:
+    """The headers of these packets; ``lie``: the second one names other endpoints."""
     records = np.zeros(len(packets), wire.HEADERS)
     for name in ("src_cid", "dst_cid", "src_port", "dst_port"):
         records[name] = [getattr(packet, name) for packet in packets]
-        # The model goes by the first header: whatever the second one says of addresses.
-        records[f"virtio_{name}"] = records[name][::-1]
+        # The model goes by the first header, whatever the second one says of addresses.
+        records[f"virtio_{name}"] = records[name] ^ lie
     for name in ("len", "type", "op", "flags", "buf_alloc", "fwd_cnt"):
         records[name] = [getattr(packet, name) for packet in packets]
     meanings = {int(op): int(meaning) for op, meaning in wire.MON_OP_OF.items()}
@@ -237,12 +240,12 @@ def records(packets: Sequence[Packet]) -> NDArray[Any]:
     return records
 
 
-def frames(packets: Sequence[Packet], *, first_number: int = 1) -> FrameBatch:
+def frames(packets: Sequence[Packet], *, first_number: int = 1, lie: bool = False) -> FrameBatch:
     """Frames of these packets, headers only; one that cannot be decoded lacks its last byte."""
     return FrameBatch.of(
         [
             record.tobytes()[: wire.HEADERS_LEN - (not packet.decoded)]
-            for packet, record in zip(packets, records(packets), strict=True)
+            for packet, record in zip(packets, records(packets, lie=lie), strict=True)
         ],
         time_ns=[packet.time_ns for packet in packets],
         origlen=[wire.HEADERS_LEN + packet.len for packet in packets],
@@ -320,7 +323,9 @@ _THRESHOLDS: Final = (DEFAULT_STALL_THRESHOLD_NS, 0, 1, 10**12)
 
 
 @st.composite
-def _captured(draw: st.DrawFn, packets: st.SearchStrategy[tuple[Packet, ...]]) -> Traffic:
+def _captured(
+    draw: st.DrawFn, packets: st.SearchStrategy[tuple[Packet, ...]], *, lie: bool = False
+) -> Traffic:
     """These packets as a capture: perhaps begun late, ended at some time, in any batches."""
     whole = draw(packets)
     late = draw(st.integers(0, len(whole) // 2)) if draw(st.booleans()) else 0
@@ -334,6 +339,7 @@ def _captured(draw: st.DrawFn, packets: st.SearchStrategy[tuple[Packet, ...]]) -
         cuts=tuple(draw(st.lists(st.integers(0, len(kept)), max_size=8))),
         end_ns=draw(st.sampled_from((None, last, last + 10**9, last - 10 * MS))),
         stall_threshold_ns=draw(st.sampled_from(_THRESHOLDS)),
+        lie=lie,
     )
 
 
@@ -395,12 +401,12 @@ def imperfect() -> st.SearchStrategy[Traffic]:
 
 def hostile() -> st.SearchStrategy[Traffic]:
     """Sides that break the rules, through an imperfect capture."""
-    return _captured(_played(HONEST + HOSTILE * 2, FATES, GAPS))
+    return _captured(_played(HONEST + HOSTILE * 2, FATES, GAPS), lie=True)
 
 
 def nonsense() -> st.SearchStrategy[Traffic]:
     """Any values in every header field, between few endpoints."""
-    return _captured(_nonsense())
+    return _captured(_nonsense(), lie=True)
 
 
 def seeded(seed: int, count: int, *, wild: bool = True) -> Traffic:

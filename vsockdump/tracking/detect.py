@@ -53,7 +53,9 @@ class Detector:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: set[tuple[str, int]] = set()
-        """Findings that are made once a run: code, and the layer, bug or interface at fault."""
+        """Findings that are made once a run: code and layer, or kernel release and bug."""
+        self._interfaces = 0
+        """Interfaces looked at so far."""
 
     def feed(
         self,
@@ -454,18 +456,18 @@ class Detector:
         return found
 
     def interfaces(self, batch: PacketBatch) -> list[Raised]:
-        """Interfaces whose kernel is known to garble what it taps, once each."""
+        """What kernels of interfaces are known to garble, once each release."""
         found: list[Raised] = []
-        for index, interface in enumerate(batch.frames.interfaces):
-            if ("kernel-tap-bug", index) in self._seen or not interface.kernel:
-                continue
-            self._seen.add(("kernel-tap-bug", index))
+        fresh = batch.frames.interfaces[self._interfaces :]
+        self._interfaces += len(fresh)
+        for interface in fresh:
             version = kernels.parse(interface.kernel)
             if version is None:
                 continue
             release = ".".join(map(str, version))
-            for bug in kernels.TAP_BUGS:
-                if bug.affects(version):
+            for place, bug in enumerate(kernels.TAP_BUGS):
+                if bug.affects(version) and (release, place) not in self._seen:
+                    self._seen.add((release, place))
                     message = f"on Linux {release} {bug.effect}: {bug.advice}"
                     facts: Facts = {"kernel": release, "bug": bug.name}
                     finding = Finding(code="kernel-tap-bug", message=message, facts=facts)
@@ -492,23 +494,26 @@ class Detector:
         """Stalls that ended in this batch."""
         return [(int(rows.row[at]), self.stall(stall, int(rows.slot[at]))) for at, stall in stalls]
 
-    def stall(self, stall: Stall, slot: int) -> Finding:
-        """A stall as a finding."""
+    def stall(self, stall: Stall, slot: int, *, lasts: bool = False) -> Finding:
+        """A stall as a finding; ``lasts``: it goes on, and whether it recovers nobody knows yet."""
         sender, receiver = names(self._store, slot)[:: -1 if stall.sender else 1]
-        lasted = stall.duration_ns / 1e9
-        end = "then read on" if stall.recovered else "and never did"
+        lasted = f"{stall.duration_ns / 1e9:.3f} s"
         facts: dict[str, Any] = {
             "start_ns": stall.start_ns,
             "duration_ns": stall.duration_ns,
             "not_reading": receiver,
             "recovered": stall.recovered,
         }
+        if lasts:
+            message = f"{sender} has been unable to send for {lasted}: {receiver} is not reading"
+        else:
+            end = "then read on" if stall.recovered else "and never did"
+            message = f"{sender} could not send for {lasted}: {receiver} was not reading, {end}"
         return Finding(
-            code="stall" if stall.recovered else "stall-unrecovered",
+            code="stall" if stall.recovered or lasts else "stall-unrecovered",
             number=stall.number,
             time_ns=stall.start_ns,
             conn=stall.conn,
-            message=f"{sender} could not send for {lasted:.3f} s: "
-            f"{receiver} was not reading, {end}",
+            message=message,
             facts=facts,
         )

@@ -1,0 +1,881 @@
+"""Every finding by the smallest traffic that shows it, and what differs by as little and does not.
+
+Scenes have an X, who sends, and a Y, who receives; each is played with the client as X and with the
+server, in one batch and in one batch a packet.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import pytest
+import strategies
+import vsockdump.captures as captures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scenes import BOTH, BUFFER, CLIENT, MS, SERVER, Script
+from strategies import Traffic
+from test_tracker import batches_of
+
+from vsockdump import wire
+from vsockdump.frames import Interface
+from vsockdump.kernels import TAP_BUGS
+from vsockdump.tracking.columns import NULL
+from vsockdump.tracking.detect import MERGED, SKB_TRUESIZE
+from vsockdump.tracking.findings import BITS, CODES, Finding, Severity
+from vsockdump.tracking.tracker import STALL_THRESHOLD_NS, Tracker
+from vsockdump.wire import CID_ANY, CID_HYPERVISOR, HEADERS_LEN, Op, RwFlag, ShutdownFlag, Type
+
+Scene = Callable[[Script], None]
+RCV, SEND = ShutdownFlag.RCV, ShutdownFlag.SEND
+RAISES: Final[list[tuple[str, Scene]]] = []
+BENIGN: Final[list[tuple[str, Scene]]] = []
+
+
+def raises(code: str) -> Callable[[Scene], Scene]:
+    def note(scene: Scene) -> Scene:
+        RAISES.append((code, scene))
+        return scene
+
+    return note
+
+
+def benign(code: str) -> Callable[[Scene], Scene]:
+    def note(scene: Scene) -> Scene:
+        BENIGN.append((code, scene))
+        return scene
+
+    return note
+
+
+# Credit.
+
+
+@raises("beyond-window")
+def one_byte_more_than_the_window(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.x(Op.RW, len=1)
+
+
+@benign("beyond-window")
+def exactly_the_window(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.x(Op.RW, len=0)
+
+
+@benign("beyond-window")
+def data_under_way_while_the_window_shrinks(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=600)
+    s.y(Op.CREDIT_UPDATE, buf=500)
+    s.x(Op.RW, len=300)
+
+
+@raises("fwd-ahead")
+def more_was_read_than_sent(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.CREDIT_UPDATE, fwd=11)
+
+
+@benign("fwd-ahead")
+def all_was_read(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.CREDIT_UPDATE, fwd=10)
+
+
+@benign("fwd-ahead")
+def more_was_read_of_what_began_before_the_capture(s: Script) -> None:
+    s.y(Op.CREDIT_UPDATE, fwd=1000)
+    s.x(Op.RW, len=10)
+    s.y(Op.CREDIT_UPDATE, fwd=1011)
+
+
+@raises("fwd-backwards")
+def less_was_read_than_before(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.CREDIT_UPDATE, fwd=10)
+    s.y(Op.CREDIT_UPDATE, fwd=9)
+
+
+@benign("fwd-backwards")
+def as_much_was_read_as_before(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.CREDIT_UPDATE, fwd=10)
+    s.y(Op.CREDIT_UPDATE, fwd=10)
+    s.y(Op.RST, fwd=0)
+
+
+@benign("fwd-backwards")
+def a_counter_that_wraps(s: Script) -> None:
+    s.y(Op.CREDIT_UPDATE, fwd=2**32 - 1)
+    s.x(Op.RW, len=3)
+    s.y(Op.CREDIT_UPDATE, fwd=2)
+
+
+@raises("buf-shrunk")
+def a_buffer_below_what_is_in_flight(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=500)
+    s.y(Op.CREDIT_UPDATE, buf=499)
+
+
+@benign("buf-shrunk")
+def a_buffer_that_still_holds_what_is_in_flight(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=500)
+    s.y(Op.CREDIT_UPDATE, buf=500)
+
+
+@raises("credit-request")
+def credit_is_asked_for(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_REQUEST)
+    s.y(Op.CREDIT_UPDATE)
+
+
+@benign("credit-request")
+def credit_is_told(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_UPDATE)
+
+
+@raises("credit-request-unanswered")
+def credit_is_asked_for_in_vain(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_REQUEST)
+    s.x(Op.CREDIT_UPDATE, after=STALL_THRESHOLD_NS)
+
+
+@benign("credit-request-unanswered")
+def credit_is_told_when_asked_for(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_REQUEST)
+    s.y(Op.CREDIT_UPDATE)
+    s.y(Op.CREDIT_UPDATE, after=STALL_THRESHOLD_NS)
+
+
+@benign("credit-request-unanswered")
+def the_capture_ends_before_the_answer(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_REQUEST)
+    s.x(Op.CREDIT_REQUEST, after=STALL_THRESHOLD_NS - 1)
+
+
+@benign("credit-request-unanswered")
+def the_connection_ends_before_the_answer(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_REQUEST)
+    s.y(Op.RST)
+    s.y(Op.RST, after=10 * STALL_THRESHOLD_NS)
+
+
+# Stalls.
+
+
+@raises("stall")
+def a_full_window_that_is_read_late(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.y(Op.CREDIT_UPDATE, fwd=1, after=STALL_THRESHOLD_NS)
+
+
+@benign("stall")
+def a_full_window_that_is_read_in_time(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.y(Op.CREDIT_UPDATE, fwd=1, after=STALL_THRESHOLD_NS - 1)
+
+
+@benign("stall")
+def a_window_that_is_nearly_full(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER - 1)
+    s.y(Op.CREDIT_UPDATE, fwd=1, after=STALL_THRESHOLD_NS)
+
+
+@raises("stall-unrecovered")
+def a_full_window_that_is_never_read(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.y(Op.CREDIT_UPDATE, after=STALL_THRESHOLD_NS)
+
+
+@raises("stall-unrecovered")
+def a_full_window_and_then_a_close(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.x(Op.SHUTDOWN, flags=BOTH, after=STALL_THRESHOLD_NS)
+
+
+@benign("stall-unrecovered")
+def a_full_window_and_nothing_more_to_send(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=BUFFER)
+    s.x(Op.SHUTDOWN, flags=SEND)
+    s.y(Op.CREDIT_UPDATE, after=STALL_THRESHOLD_NS)
+
+
+@benign("stall-unrecovered")
+def a_full_window_that_is_read_in_the_end(s: Script) -> None:
+    a_full_window_that_is_read_late(s)
+    s.y(Op.CREDIT_UPDATE, fwd=1, after=STALL_THRESHOLD_NS)
+
+
+# The life of a connection.
+
+
+@raises("data-before-response")
+def data_before_the_answer(s: Script) -> None:
+    s.add(Op.REQUEST)
+    s.x(Op.RW, len=1)
+
+
+@benign("data-before-response")
+def data_after_the_answer(s: Script) -> None:
+    s.add(Op.REQUEST)
+    s.add(Op.RESPONSE, answer=True)
+    s.x(Op.RW, len=1)
+
+
+@raises("data-after-shutdown")
+def data_after_saying_that_there_is_no_more(s: Script) -> None:
+    s.open()
+    s.x(Op.SHUTDOWN, flags=SEND)
+    s.x(Op.RW, len=1)
+
+
+@raises("data-after-shutdown")
+def data_after_being_told_that_nobody_listens(s: Script) -> None:
+    s.open()
+    s.y(Op.SHUTDOWN, flags=RCV)
+    s.x(Op.RW, len=1)
+
+
+@benign("data-after-shutdown")
+def data_in_the_direction_that_is_open(s: Script) -> None:
+    s.open()
+    s.x(Op.SHUTDOWN, flags=SEND)
+    s.y(Op.RW, len=1)
+    s.x(Op.RW, len=0)
+
+
+@raises("data-after-rst")
+def data_after_the_end(s: Script) -> None:
+    s.open()
+    s.y(Op.RST)
+    s.x(Op.RW, len=1)
+
+
+@benign("data-after-rst")
+def words_after_the_end(s: Script) -> None:
+    s.open()
+    s.y(Op.RST)
+    s.x(Op.CREDIT_UPDATE)
+
+
+@benign("data-after-rst")
+def data_of_the_next_connection(s: Script) -> None:
+    s.open()
+    s.y(Op.RST)
+    s.open()
+    s.x(Op.RW, len=1)
+
+
+@raises("rst-after-rst")
+def an_rst_after_the_one_that_ended(s: Script) -> None:
+    s.open()
+    s.y(Op.RST)
+    s.x(Op.RST)
+
+
+@benign("rst-after-rst")
+def the_two_rsts_of_an_ordinary_close(s: Script) -> None:
+    s.open()
+    s.y(Op.SHUTDOWN, flags=BOTH)
+    s.x(Op.RST)
+    s.x(Op.RST)
+
+
+@benign("rst-after-rst")
+def rsts_of_an_unknown_connection(s: Script) -> None:
+    s.x(Op.RST)
+    s.x(Op.RST)
+
+
+@raises("reset")
+def an_rst_without_a_shutdown(s: Script) -> None:
+    s.open()
+    s.x(Op.RST)
+
+
+@benign("reset")
+def an_rst_after_a_shutdown(s: Script) -> None:
+    s.open()
+    s.y(Op.SHUTDOWN, flags=SEND)
+    s.x(Op.RST)
+
+
+@raises("unread-data")
+def closing_with_something_unread(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.SHUTDOWN, flags=RCV, fwd=9)
+
+
+@raises("unread-data")
+def resetting_with_something_unread(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.RST, buf=BUFFER, fwd=9)
+
+
+@raises("unread-data")
+def an_rst_that_does_not_know_the_connection(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.RST, buf=0, fwd=0)
+
+
+@benign("unread-data")
+def closing_with_all_read(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.SHUTDOWN, flags=BOTH, fwd=10)
+
+
+@benign("unread-data")
+def an_rst_that_tells_that_all_was_read(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.y(Op.RST, buf=BUFFER, fwd=10)
+
+
+@benign("unread-data")
+def the_sender_closes(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=10)
+    s.x(Op.SHUTDOWN, flags=BOTH)
+
+
+@raises("mid-stream")
+def a_capture_that_began_too_late(s: Script) -> None:
+    s.x(Op.CREDIT_UPDATE)
+    s.y(Op.CREDIT_UPDATE)
+
+
+@benign("mid-stream")
+def a_capture_that_began_in_time(s: Script) -> None:
+    s.open()
+    s.x(Op.CREDIT_UPDATE)
+
+
+@benign("mid-stream")
+def a_connection_that_nobody_knows(s: Script) -> None:
+    s.x(Op.RST)
+
+
+# Too many packets.
+
+ROOM: Final = 20
+"""Packets that fit into the buffer of the scenes below, however small they are."""
+NEAR: Final = 19
+
+
+def tiny_packets(s: Script, count: int, *, len: int = 1, type: int = Type.SEQPACKET) -> None:
+    s.type = type
+    s.open(buf=ROOM * SKB_TRUESIZE)
+    for _ in range(count):
+        s.x(Op.RW, len=len, flags=RwFlag.EOM, buf=ROOM * SKB_TRUESIZE)
+
+
+@raises("packet-limit-near")
+def many_tiny_packets(s: Script) -> None:
+    tiny_packets(s, NEAR)
+
+
+@benign("packet-limit-near")
+def one_tiny_packet_less(s: Script) -> None:
+    tiny_packets(s, NEAR - 1)
+
+
+@benign("packet-limit-near")
+def tiny_packets_that_a_stream_merges(s: Script) -> None:
+    tiny_packets(s, ROOM, type=Type.STREAM)
+
+
+@benign("packet-limit-near")
+def packets_that_fill_the_window_first(s: Script) -> None:
+    tiny_packets(s, NEAR, len=ROOM * SKB_TRUESIZE // 2 // NEAR + 1)
+
+
+@raises("packet-limit-near")
+def stream_packets_too_large_to_be_merged(s: Script) -> None:
+    tiny_packets(s, NEAR, len=MERGED + 1, type=Type.STREAM)
+
+
+@raises("packet-limit-reset")
+def a_reset_with_many_tiny_packets_unread(s: Script) -> None:
+    tiny_packets(s, ROOM)
+    s.y(Op.RST)
+
+
+@benign("packet-limit-reset")
+def a_reset_with_some_tiny_packets_unread(s: Script) -> None:
+    tiny_packets(s, NEAR - 1)
+    s.y(Op.RST)
+
+
+@benign("packet-limit-reset")
+def a_reset_by_the_sender_of_many(s: Script) -> None:
+    tiny_packets(s, ROOM)
+    s.x(Op.RST)
+
+
+# Headers and payload.
+
+
+@raises("headers-differ")
+def two_headers_that_disagree_on_a_port(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, header={"virtio_src_port": 5})
+
+
+@raises("headers-differ")
+def two_headers_that_disagree_on_the_operation(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, header={"mon_op": wire.MonOp.CONTROL})
+
+
+@benign("headers-differ")
+def an_operation_that_the_tap_does_not_know(s: Script) -> None:
+    s.open()
+    s.x(max(Op) + 1, header={"mon_op": wire.MonOp.UNKNOWN})
+    s.x(Op.INVALID, header={"mon_op": wire.MonOp.UNKNOWN})
+
+
+@raises("excess-payload")
+def one_byte_more_than_the_header_says(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=3, payload=b"abcd")
+
+
+@benign("excess-payload")
+def as_many_bytes_as_the_header_says(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, len=4, payload=b"abcd")
+
+
+@raises("payload-repaired")
+def pieces_on_a_kernel_that_repeats_them(s: Script) -> None:
+    s.interfaces = (Interface(os="Linux 6.12.1"),)
+    s.open()
+    for _ in range(2):
+        s.x(Op.RW, len=2, payload=b"abcd")
+
+
+@benign("payload-repaired")
+def pieces_on_a_kernel_that_does_not(s: Script) -> None:
+    s.interfaces = (Interface(os="Linux 6.12.90"),)
+    s.open()
+    for _ in range(2):
+        s.x(Op.RW, len=2, payload=b"abcd")
+
+
+@raises("duplicate")
+def a_packet_on_a_second_device(s: Script) -> None:
+    s.open()
+    s.x(Op.RW)
+    s.x(Op.RW, interface=1)
+
+
+@benign("duplicate")
+def another_connection_on_a_second_device(s: Script) -> None:
+    s.open()
+    s.x(Op.RW, ends=(CLIENT._replace(port=7), SERVER), interface=1)
+
+
+@raises("spoofed-cid")
+def from_no_machine_at_all(s: Script) -> None:
+    s.ends = tuple(s.ends[side]._replace(cid=(CID_ANY, CID_HYPERVISOR)[side]) for side in (0, 1))
+    s.open()
+
+
+@benign("spoofed-cid")
+def to_no_machine_at_all(s: Script) -> None:
+    other = s.ends[s.flipped]
+    ends = [s.ends[0], s.ends[1]]
+    ends[not s.flipped] = other._replace(cid=CID_ANY, port=1)
+    s.ends = (ends[0], ends[1])
+    s.x(Op.REQUEST)
+
+
+# Each of them, both ways.
+
+BOTH_WAYS = pytest.mark.parametrize("flipped", [False, True], ids=["client", "server"])
+PIECEWISE = pytest.mark.parametrize("singly", [False, True], ids=["whole", "singly"])
+
+
+def play(scene: Scene, *, flipped: bool) -> Script:
+    script = Script(flipped=flipped)
+    scene(script)
+    return script
+
+
+def named(scenes: list[tuple[str, Scene]]) -> Any:
+    return pytest.mark.parametrize(
+        ("code", "scene"), scenes, ids=[f"{code}:{scene.__name__}" for code, scene in scenes]
+    )
+
+
+BOTH_SIDES_DO_IT = ("mid-stream", "spoofed-cid")
+"""Scenes that do not tell X from Y: once a connection, and once for each side."""
+
+
+@BOTH_WAYS
+@PIECEWISE
+@named(RAISES)
+def test_a_finding_is_made(code: str, scene: Scene, flipped: bool, singly: bool) -> None:
+    script = play(scene, flipped=flipped)
+    found = [f for f in script.track(singly=singly).findings() if f.code == code]
+    assert len(found) == (2 if code == "spoofed-cid" else 1)
+    (finding, *_) = found
+    assert finding.severity is CODES[code]
+    assert finding.conn == 1
+    x, y = script.names
+    if code != "spoofed-cid":
+        assert x in finding.message
+        assert y in finding.message
+    packet = script.packets[finding.number - 1]
+    assert packet.time_ns == finding.time_ns
+    assert all(type(value) in (int, str, bool) for value in finding.facts.values())
+
+
+@BOTH_WAYS
+@PIECEWISE
+@named(BENIGN)
+def test_no_finding_is_made(code: str, scene: Scene, flipped: bool, singly: bool) -> None:
+    tracker = play(scene, flipped=flipped).track(singly=singly)
+    assert code not in [finding.code for finding in tracker.findings()]
+
+
+@BOTH_WAYS
+@named(RAISES)
+def test_the_packet_that_shows_it_is_marked(code: str, scene: Scene, flipped: bool) -> None:
+    script = play(scene, flipped=flipped)
+    tracker = Tracker()
+    found = tracker.feed(script.batch()).found
+    shown = [finding for finding in tracker.findings() if finding.number]
+    now = Counter(finding.code for finding in shown)
+    marked = Counter(c for c in CODES for bits in found.tolist() if bits & BITS[c])
+    assert marked == now
+    for finding in shown:
+        # A stall begins with one packet, and another shows that it counts.
+        if finding.code not in ("stall", "stall-unrecovered"):
+            assert int(found[finding.number - 1]) & BITS[finding.code]
+
+
+ONCE_A_DIRECTION = [
+    (code, scene)
+    for code, scene in RAISES
+    if code not in ("stall", "stall-unrecovered", "credit-request-unanswered", *BOTH_SIDES_DO_IT)
+]
+
+
+@PIECEWISE
+@named(ONCE_A_DIRECTION)
+def test_a_direction_is_told_of_once(code: str, scene: Scene, singly: bool) -> None:
+    script = play(scene, flipped=False)
+    once = [f for f in script.track().findings() if f.code == code]
+    # The same packets again, without the REQUEST: on the same connection.
+    for packet, frame in zip(list(script.packets), list(script.frames), strict=True):
+        if packet.op not in (Op.REQUEST, Op.RESPONSE, Op.SHUTDOWN, Op.RST):
+            script.packets.append(packet)
+            script.frames.append(frame)
+    again = [f for f in script.track(singly=singly).findings() if f.code == code]
+    assert [f.number for f in again if f.conn == 1] == [f.number for f in once]
+
+
+@PIECEWISE
+def test_each_direction_is_told_of(singly: bool) -> None:
+    script = Script()
+    script.open()
+    for answer in (False, True, False, True):
+        script.add(Op.RW, answer=answer, len=BUFFER + 1)
+        script.add(Op.CREDIT_UPDATE, answer=not answer, fwd=BUFFER + 1)
+    found = [f for f in script.track(singly=singly).findings() if f.code == "beyond-window"]
+    client, server = script.names
+    assert [f.message.split()[0] for f in found] == [client, server]
+
+
+# Who is said to be at fault.
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    "scene", [a_full_window_that_is_read_late, a_full_window_that_is_never_read]
+)
+def test_a_stall_names_who_does_not_read(scene: Scene, flipped: bool) -> None:
+    script = play(scene, flipped=flipped)
+    (stall,) = [f for f in script.track().findings() if f.code.startswith("stall")]
+    x, y = script.names
+    assert stall.message.startswith(f"{x} could not send")
+    assert f"{y} was not reading" in stall.message
+    assert stall.facts["not_reading"] == y
+    assert stall.facts["duration_ns"] == STALL_THRESHOLD_NS
+    assert stall.facts["recovered"] == (scene is a_full_window_that_is_read_late)
+
+
+def test_each_stall_that_counts_is_told_of() -> None:
+    script = Script()
+    script.open()
+    for count in range(1, 4):
+        script.add(Op.RW, len=BUFFER)
+        script.add(
+            Op.CREDIT_UPDATE, answer=True, fwd=count * BUFFER, after=count * STALL_THRESHOLD_NS // 2
+        )
+    told = [f.facts["duration_ns"] for f in script.track().findings() if f.code == "stall"]
+    assert told == [STALL_THRESHOLD_NS, 3 * STALL_THRESHOLD_NS // 2]
+
+
+def test_who_refuses_is_named_and_who_gave_up() -> None:
+    refused, gave_up = Script(), Script()
+    for script, server in ((refused, True), (gave_up, False)):
+        script.add(Op.REQUEST)
+        script.add(Op.RST, answer=server, buf=0)
+    client, server = refused.names
+    (finding,) = refused.track().findings()
+    assert (finding.code, finding.message.split()[0]) == ("refused", server)
+    (finding,) = gave_up.track().findings()
+    assert (finding.code, finding.message.split()[0]) == ("no-answer", client)
+    assert server in finding.message
+
+
+def test_a_server_that_sends_instead_of_answering_is_not_said_to_wait_for_an_answer() -> None:
+    script = play(data_before_the_answer, flipped=True)
+    (finding,) = script.track().findings()
+    x, y = script.names
+    assert finding.message.startswith(f"{x} sent data to {y} instead of")
+
+
+# Packets that belong to no connection.
+
+
+def stop_scene(code: str, script: Script) -> None:
+    if code == "malformed":
+        script.add(Op.RW, header={"transport_len": wire.VIRTIO_HDR_LEN - 1})
+    elif code == "unsupported":
+        script.add(Op.RW, header={"transport": max(wire.Transport) + 1})
+    else:
+        script.add(Op.RW, decoded=False)
+
+
+@PIECEWISE
+@pytest.mark.parametrize("code", ["malformed", "truncated-headers", "unsupported"])
+def test_packets_that_are_not_decoded_are_told_of_once(code: str, singly: bool) -> None:
+    script = Script()
+    script.open()
+    for _ in range(3):
+        stop_scene(code, script)
+    (finding,) = script.track(singly=singly).findings()
+    assert (finding.code, finding.number, finding.conn) == (code, 3, 0)
+    assert finding.time_ns == script.packets[2].time_ns
+    assert finding.facts["layer"] in finding.message
+
+
+def test_cut_payload_is_nothing_to_tell_of() -> None:
+    script = Script()
+    script.open()
+    script.add(Op.RW, len=100, payload=b"cut")
+    assert script.track().findings() == []
+
+
+def test_a_kernel_s_mistakes_are_told_of_once_each() -> None:
+    release = (6, 12, 1)
+    kernel = f"Linux {'.'.join(map(str, release))}-evil\x1b[31m"
+    script = Script(interfaces=(Interface(os=kernel), Interface(os=kernel), Interface()))
+    script.open()
+    found = script.track(singly=True).findings()
+    expected = [bug.name for bug in TAP_BUGS if bug.affects(release)]
+    assert [f.facts["bug"] for f in found] == expected != []
+    assert {(f.code, f.number) for f in found} == {("kernel-tap-bug", 0)}
+    # What the file says is not repeated.
+    assert all(f.message.isprintable() and "evil" not in f.message for f in found)
+    assert Script(interfaces=(Interface(os="Linux 7.1"),)).track().findings() == []
+
+
+def test_interfaces_that_come_later_are_looked_at() -> None:
+    tracker = Tracker()
+    first = Script()
+    first.open()
+    tracker.feed(first.batch())
+    later = Script(after=first, interfaces=(*first.interfaces, Interface(os="Linux 6.12.1")))
+    later.add(Op.RW)
+    tracker.feed(later.batch())
+    assert {f.code for f in tracker.findings()} == {"kernel-tap-bug"}
+
+
+# While a capture goes on.
+
+
+def test_fresh_findings_come_once() -> None:
+    script = play(one_byte_more_than_the_window, flipped=False)
+    tracker = script.track(finish=False)
+    assert [f.code for f in tracker.fresh()] == ["beyond-window"]
+    assert tracker.fresh() == []
+    assert [f.code for f in tracker.findings()] == ["beyond-window"]
+
+
+def test_a_stall_that_lasts_is_fresh_once_it_counts_and_then_no_more() -> None:
+    script = Script()
+    script.open()
+    script.add(Op.RW, len=BUFFER)
+    tracker = script.track(finish=False)
+    begin = script.now_ns
+    assert tracker.fresh(begin + STALL_THRESHOLD_NS - 1) == []
+    (stall,) = tracker.fresh(begin + STALL_THRESHOLD_NS)
+    assert (stall.code, stall.number) == ("stall", script.count)
+    assert not stall.facts["recovered"]
+    assert tracker.fresh(begin + 2 * STALL_THRESHOLD_NS) == []
+    script.add(Op.CREDIT_UPDATE, answer=True, fwd=BUFFER, after=3 * STALL_THRESHOLD_NS)
+    tracker.feed(script.batches(singly=True)[-1])
+    assert [f.code for f in tracker.fresh(script.now_ns)] == ["stall"]
+
+
+def test_findings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsockdump.tracking.tracker.MOST_FINDINGS", 3)
+    script = Script()
+    for port in range(1, 8):
+        script.add(Op.RW, ends=(CLIENT._replace(port=port), SERVER))
+    tracker = script.track(singly=True)
+    assert len(tracker.findings()) == 3
+    assert tracker.findings_dropped == 4
+
+
+# Traffic that is as it should be.
+
+
+@st.composite
+def polite(draw: st.DrawFn) -> Script:
+    """Connections whose sides keep to the rules, read in time and close when all is read."""
+    script = Script(type=draw(st.sampled_from([Type.STREAM, Type.SEQPACKET])))
+    buffers = [draw(st.sampled_from((16_384, 262_144))) for _ in range(2)]
+    for port in range(1, draw(st.integers(1, 3)) + 1):
+        ends = (CLIENT._replace(port=port), SERVER)
+        sent, read = [0, 0], [0, 0]
+
+        def say(side: int, op: int, *, ends: Any = ends, read: Any = read, **given: Any) -> None:
+            fwd = read[1 - side] % 2**32
+            script.add(op, answer=bool(side), ends=ends, buf=buffers[side], fwd=fwd, **given)
+
+        def drain(side: int, *, sent: Any = sent, read: Any = read, say: Any = say) -> None:
+            read[side] = sent[side]
+            say(1 - side, Op.CREDIT_UPDATE)
+
+        say(0, Op.REQUEST)
+        say(1, Op.RESPONSE)
+        for side, amount in draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 65_536)))):
+            window = min(buffers) - sent[side] + read[side]
+            length = min(amount, window)
+            sent[side] += length
+            say(side, Op.RW, len=length, flags=RwFlag.EOM)
+            if window - length < min(buffers) // 2:
+                drain(side)
+        for side in (0, 1):
+            drain(side)
+        closer = draw(st.integers(0, 1))
+        say(closer, Op.SHUTDOWN, flags=BOTH)
+        for _ in range(draw(st.integers(1, 2))):
+            say(1 - closer, Op.RST)
+    return script
+
+
+@given(polite())
+@settings(max_examples=40, deadline=None)
+def test_polite_traffic_has_nothing_to_tell_of(script: Script) -> None:
+    assert script.track().findings() == []
+
+
+APPLICATIONS_DO_IT = {
+    *("stall", "stall-unrecovered", "unread-data", "reset", "refused", "no-answer"),
+    *("data-after-shutdown", "packet-limit-near", "packet-limit-reset"),
+    # The strategies close a connection and open it again by the same ports, at any moment.
+    *("data-before-response", "credit-request-unanswered"),
+    # One of their pairs has a CID that nobody has.
+    "spoofed-cid",
+}
+"""Warnings that sides may cause which keep to the account of credit."""
+
+
+@given(strategies.honest())
+@settings(max_examples=40, deadline=None)
+def test_honest_traffic_breaks_no_rule_of_credit(traffic: Traffic) -> None:
+    tracker = Tracker()
+    for batch in traffic.batches():
+        tracker.feed(batch)
+    tracker.finish()
+    serious = {f.code for f in tracker.findings() if f.severity > Severity.INFO}
+    assert serious <= APPLICATIONS_DO_IT
+
+
+SHOWN: Final = {
+    # Bundled captures to the findings above info that they were made to show.
+    "dying-server-6.12.pcap": {"unread-data"},
+    "never-reads-6.12.pcap": {"stall-unrecovered", "unread-data"},
+    "refused-6.12.pcap": {"refused"},
+    "stall-6.1.pcap": {"stall"},
+    "stall-6.12.pcap": {"stall"},
+    "tiny-flood-6.1.pcap": {"packet-limit-near"},
+    "tiny-flood-6.12.pcap": {"packet-limit-near", "packet-limit-reset", "reset", "unread-data"},
+}
+
+
+@pytest.mark.parametrize("name", captures.names())
+def test_real_kernels_show_what_their_captures_were_made_for(name: str) -> None:
+    tracker = Tracker()
+    for batch in batches_of(name):
+        tracker.feed(batch)
+    tracker.finish()
+    found = {f.code for f in tracker.findings() if f.severity > Severity.INFO}
+    assert found == SHOWN.get(name, set())
+
+
+# Whatever comes.
+
+
+def order(finding: Finding) -> tuple[Any, ...]:
+    return finding.number, finding.code, finding.conn, finding.message
+
+
+@given(strategies.hostile() | strategies.nonsense())
+@settings(max_examples=30, deadline=None)
+def test_findings_do_not_depend_on_batches(traffic: Traffic) -> None:
+    whole = Tracker(stall_threshold_ns=traffic.stall_threshold_ns)
+    parts = Tracker(stall_threshold_ns=traffic.stall_threshold_ns)
+    marks = [parts.feed(batch).found for batch in traffic.batches()]
+    (found,) = [whole.feed(batch).found for batch in replace(traffic, cuts=()).batches()]
+    for tracker in (whole, parts):
+        tracker.finish(traffic.end_ns)
+    told = sorted(whole.findings(), key=order)
+    assert told == sorted(parts.findings(), key=order)
+    assert np.concatenate(marks).tolist() == found.tolist()
+    for finding in told:
+        assert finding.message.isprintable()
+        assert finding.code in CODES
+        assert finding.conn >= 0
+        assert finding.number != NULL
+
+
+def test_frames_are_as_long_as_the_scenes_say() -> None:
+    script = play(as_many_bytes_as_the_header_says, flipped=False)
+    assert len(script.frames[-1]) == HEADERS_LEN + script.packets[-1].len
+    assert script.packets[-1].time_ns == script.count * MS
