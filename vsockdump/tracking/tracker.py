@@ -191,7 +191,8 @@ class Tracker:
     def fresh(self, now_ns: int | None = None) -> list[Finding]:
         """Findings since the last call, for a live display.
 
-        With ``now_ns``, stalls that last already and count are among them, once.
+        With ``now_ns``, stalls that still last and count by now are among them, once; when they
+        are over they come again, as what they were.
         """
         fresh, self._fresh = self._fresh, []
         if now_ns is None:
@@ -200,7 +201,7 @@ class Tracker:
         for slot, stall in report.open_stalls(self._store, now_ns, self._threshold):
             if told[slot, stall.sender] != stall.number:
                 told[slot, stall.sender] = stall.number
-                fresh.append(self._detector.stall(stall, slot))
+                fresh.append(self._detector.stall(stall, slot, lasts=True))
         return fresh
 
     def findings(self) -> list[Finding]:
