@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from . import guard
 
 DEVICE = "vsockmon0"
-SCENARIO_SECONDS = 120
+SCENARIO_SECONDS = 300
 MODULES = ("vsock_loopback", "vsockmon", "vsock_diag")
 _WORK = Path("/run/vsockdump")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import cache
 from pathlib import Path
 
 TOKEN_PARAMETER = "vsockdump.test_vm"
@@ -59,8 +60,12 @@ def refusal(proc: Path = Path("/proc"), token: str | None = None) -> str | None:
     return None
 
 
+@cache
 def require_test_vm() -> None:
-    """Raise NotInTestVMError unless this is the test VM."""
+    """Raise NotInTestVMError unless this is the test VM.
+
+    A process stays where it is, so a yes is remembered; a no is found out again each time.
+    """
     why = refusal()
     if why is not None:
         raise NotInTestVMError(f"refused outside the test VM: {why}")

@@ -78,7 +78,7 @@ def main() -> int:
     before, _, after = text.partition(_HEADING)
     rest = "".join(x for x in after.splitlines(keepends=True) if not x.startswith("| `"))
     README.write_text(before + _HEADING + table + rest, encoding="utf-8")
-    total = sum(x.stat().st_size for x in CAPTURES.glob("*.pcap*"))
+    total = sum(x.stat().st_size for x in CAPTURES.glob("*.pcapng"))
     print(f"{len(lines)} captures, {total} bytes")
     return 0 if total <= LARGEST_TOTAL else 1
 

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 
 from . import guard
 from .truth import Connection, Direction, Truth
@@ -30,9 +31,15 @@ _NAMES = {STREAM: "STREAM", SEQPACKET: "SEQPACKET"}
 _ports = itertools.count(20000)
 
 
+@cache
+def _block() -> bytes:
+    return random.Random(1).randbytes(4 << 20)
+
+
 def payload(size: int, seed: int = 1) -> bytes:
-    """`size` bytes that are the same in every run and do not repeat."""
-    return random.Random(seed).randbytes(size)
+    """`size` bytes (up to 4 MiB) that are the same in every run and do not repeat."""
+    start = seed * 7919 % (len(_block()) - size + 1)
+    return _block()[start : start + size]
 
 
 def set_buffer(sock: socket.socket, size: int) -> None:

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from . import capture, nested
+from . import capture, filtering, kernels, live, tracking
 from .agent import Context
-from .bundle import BUNDLED, EXTENSION, Bundled
+from .bundle import BUNDLED, Bundled
 
-Scenario = Callable[[Context], None]
+Scenarios = Mapping[str, Callable[[Context], None]]
 
 
 def _bundle(context: Context, *, row: Bundled) -> None:
-    file = f"capture.{EXTENSION}"
-    with capture.tcpdump(context, file, snaplen=row.snaplen) as tool:
-        truth = row.make()
+    file = row.file(kernels.kept_kernel_of(context.release).series)
+    options = ["-s", str(row.snaplen)] if row.snaplen else []
+    with capture.writing(context, file, *options, forked=False) as tool:
+        truth = row.make(context)
     context.keep(file)
     context.write("truth.json", truth.as_json())
     context.write("made.json", {"file": file, "command": tool.shown(file)})
     context.write("counts.json", capture.counts(tool.text()))
 
 
-def _host_and_guest(context: Context) -> None:
-    file = f"capture.{EXTENSION}"
-    with capture.tcpdump(context, file) as tool:
-        truth = nested.converse(context)
-    context.keep(file)
-    context.write("truth.json", truth.as_json())
-    context.write("counts.json", capture.counts(tool.text()))
-
-
-SCENARIOS: dict[str, Scenario] = {
-    "host-and-guest": _host_and_guest,
+EVERYWHERE: Scenarios = {
+    **live.SCENARIOS,
+    **tracking.SCENARIOS,
+    **filtering.SCENARIOS,
+    **live.LAST_SCENARIOS,
+}
+"""What the tests have carried out on every kernel, in this order."""
+WITH_SUITE: Scenarios = {**live.SUITE_SCENARIOS, **tracking.SUITE_SCENARIOS}
+"""What they have carried out besides on the kernel that the suite's source belongs to."""
+SCENARIOS: Scenarios = {
+    **EVERYWHERE,
+    **WITH_SUITE,
     **{row.scenario: partial(_bundle, row=row) for row in BUNDLED},
 }
+"""All that there is."""

@@ -29,7 +29,7 @@ from typing import Any
 
 from . import guard, kernels
 
-BOOT_SECONDS = 150
+BOOT_SECONDS = 300
 """How long a boot may take; a slow machine under load needs more than a minute."""
 MEMORY = "2G"
 CPUS = 1
@@ -174,7 +174,7 @@ def boot(
     scenarios: Sequence[str],
     folder: Path,
     *,
-    seconds: float = 600,
+    seconds: float = 1800,
     show: Callable[[bytes], None] = lambda chunk: None,
 ) -> Run:
     """Boot `kernel`, run the scenarios, return their results.
