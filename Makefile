@@ -41,7 +41,7 @@ bench: $(VENV)/.developing judges ## Measure beside the peers and write the tabl
 	$(RUN) -m bench --write
 
 docs: $(VENV)/.developing ## Write the pages that are made from the program
-	$(RUN) -m tests.golden.cli_page
+	$(RUN) tests/golden/pages.py
 
 clean: ## Remove what make and the tools left
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/data

@@ -69,7 +69,8 @@ class PlainText:
         text = f"{packet.number:5}  " if style.numbered else ""
         text += self.time(packet.time_ns, style.digits or (9 if of.nanoseconds else 6))
         if style.link or style.interface or self.several:
-            text += f"{visible(of.name[:64]) or '-'} "
+            device = visible(of.name[:64]).replace(" ", "\\x20")
+            text += f"{device or '-'} "
         if packet.src_cid is None:
             text += "vsock"
         else:

@@ -1,4 +1,4 @@
-"""The sessions in README.md: their commands, what they show, and how to write it anew."""
+"""The sessions in README.md and docs/: their commands, what they show, how to write it anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from command import run
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / "docs" / name for name in ("output.md", "json.md"))]
+"""Pages that have sessions."""
 _SESSION = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROMPT = "$ vsockdump "
 
@@ -23,7 +26,7 @@ def session(text: str) -> str:
     for line in text.splitlines():
         if line.startswith(_PROMPT):
             arguments = shlex.split(line.removeprefix(_PROMPT))
-            output = run(*arguments, cwd=README.parent).out.decode()
+            output = run(*arguments, cwd=ROOT).out.decode()
             shown.append(f"{line}\n{output}")
     return "".join(shown)
 
@@ -46,8 +49,9 @@ def links(page: str) -> list[str]:
 
 def main() -> None:
     """Write the outputs anew."""
-    page = README.read_text()
-    README.write_text(_SESSION.sub(lambda m: f"```console\n{session(m[1])}```", page))
+    for file in PAGES:
+        page = file.read_text()
+        file.write_text(_SESSION.sub(lambda m: f"```console\n{session(m[1])}```", page))
 
 
 if __name__ == "__main__":

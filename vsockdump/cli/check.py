@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 
 from vsockdump.cli import following
+from vsockdump.cli.command import CONTEXT
 from vsockdump.cli.following import Follower
 from vsockdump.cli.tables import timestamp
 from vsockdump.tracking.findings import Finding, Severity
@@ -22,7 +23,7 @@ _STYLES: Final[dict[Severity, dict[str, Any]]] = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=CONTEXT)
 @click.option(
     "--fail-on",
     type=click.Choice([*(s.label for s in Severity), "never"]),

@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from vsockdump.cli import following
+from vsockdump.cli.command import CONTEXT, Number
 from vsockdump.cli.following import Follower
 from vsockdump.cli.tables import console, duration, endpoint, size
 from vsockdump.tracking.columns import NULL
@@ -26,9 +27,9 @@ _STYLES: Final = {
 }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=CONTEXT)
 @click.option("--sort", type=click.Choice(SORTS), default="conn", help="Order, largest first.")
-@click.option("--limit", type=click.IntRange(1), help="Show at most so many.")
+@click.option("--limit", type=Number(), metavar="COUNT", help="Show at most so many.")
 @following.options
 def conns(**given: Any) -> int:
     """Show every connection: who, how long, how much, the least window, stalls.

@@ -11,6 +11,7 @@ import click
 
 from vsockdump.cli import following
 from vsockdump.cli.chart import Recorder
+from vsockdump.cli.command import CONTEXT, Number
 from vsockdump.cli.following import Follower
 from vsockdump.cli.tables import console, duration, endpoint, size
 from vsockdump.tracking.report import Connection, Direction
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 _LIMIT: Final = 20
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=CONTEXT)
 @click.option(
     "--limit",
-    type=click.IntRange(1),
+    type=Number(),
+    metavar="COUNT",
     default=_LIMIT,
     show_default=True,
     help="Show at most so many connections, those stalled longest first.",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 import numpy as np
 
+from vsockdump.cli.command import Number
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
 from vsockdump.cli.road import Interrupt, travel
@@ -41,25 +42,42 @@ def options(command: _F) -> _F:
         click.option("--json", "json_", is_flag=True, help="Print one JSON object a line."),
         click.option(
             "--max-connections",
-            type=click.IntRange(1),
+            type=Number(),
             default=MAX_CONNECTIONS,
             show_default=True,
+            metavar="COUNT",
             help="Remember at most so many connections.",
         ),
         click.option(
             "--stall-threshold",
             "threshold",
-            type=click.IntRange(0),
+            type=Number(0),
             default=STALL_THRESHOLD_NS // _MS,
             show_default=True,
             metavar="MS",
             help="A stall counts from so many milliseconds on.",
         ),
         click.option("-F", "filter_file", metavar="FILE", help="Read the filter from this file."),
-        click.option("-c", "count", type=click.IntRange(1), help="End after this many packets."),
-        click.option("-B", "buffer", type=click.IntRange(1), help="Ring size in KiB."),
+        click.option(
+            "-c", "count", type=Number(), metavar="COUNT", help="End after so many packets."
+        ),
+        click.option(
+            "-B",
+            "--buffer-size",
+            "buffer",
+            type=Number(),
+            metavar="KIB",
+            help="Size of the ring that the kernel fills.",
+        ),
         click.option("--create", is_flag=True, help="Make the device if missing, remove it after."),
-        click.option("-i", "--interface", "interfaces", multiple=True, help="Watch this device."),
+        click.option(
+            "-i",
+            "--interface",
+            "interfaces",
+            multiple=True,
+            metavar="DEVICE",
+            help="Watch this vsockmon device; may be given several times.",
+        ),
     ):
         command = option(command)
     return command

@@ -262,7 +262,9 @@ class TextPrinter:
 
 
 def _interface_text(interface: Interface) -> bytes:
-    return (escape(interface_name(interface)) or "-").encode() + b" "
+    # No space within: whoever reads the line by its parts has to find them.
+    name = escape(interface_name(interface)).replace(" ", r"\x20")
+    return (name or "-").encode() + b" "
 
 
 def _length(batch: PacketBatch) -> Ints:
