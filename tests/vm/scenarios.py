@@ -30,7 +30,7 @@ EVERYWHERE: Scenarios = {
     **live.LAST_SCENARIOS,
 }
 """What the tests have carried out on every kernel, in this order."""
-WITH_SUITE: Scenarios = {**live.SUITE_SCENARIOS, **tracking.SUITE_SCENARIOS}
+WITH_SUITE: Scenarios = live.SUITE_SCENARIOS
 """What they have carried out besides on the kernel that the suite's source belongs to."""
 SCENARIOS: Scenarios = {
     **EVERYWHERE,
