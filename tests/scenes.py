@@ -6,14 +6,16 @@ terms of X, who sends, and Y, who receives; ``flipped`` makes the server X.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import strategies
+import vsockdump.captures as captures
 from oracle import Endpoint, Packet
 
 from vsockdump.frames import FrameBatch, Interface
 from vsockdump.packets import PacketBatch, decode
+from vsockdump.sources.savefile import Savefile
 from vsockdump.tracking.tracker import Tracker
 from vsockdump.wire import CID_HOST, FIRST_GUEST_CID, HEADERS_LEN, Op, ShutdownFlag, Type
 
@@ -145,3 +147,13 @@ class Script:
         if finish:
             tracker.finish(self.now_ns + rest)
         return tracker
+
+
+def captured(name: str) -> Iterator[PacketBatch]:
+    """A bundled capture, decoded; a batch is valid until the next one."""
+    file = Savefile(captures.path(name))
+    try:
+        for frames in file.batches():
+            yield decode(frames)
+    finally:
+        file.close()

@@ -17,9 +17,8 @@ import strategies
 import vsockdump.captures as captures
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import BOTH, BUFFER, CLIENT, MS, SERVER, Script
+from scenes import BOTH, BUFFER, CLIENT, MS, SERVER, Script, captured
 from strategies import Traffic
-from test_tracker import batches_of
 
 from vsockdump import wire
 from vsockdump.frames import Interface
@@ -842,7 +841,7 @@ SHOWN: Final = {
 @pytest.mark.parametrize("name", captures.names())
 def test_real_kernels_show_what_their_captures_were_made_for(name: str) -> None:
     tracker = Tracker()
-    for batch in batches_of(name):
+    for batch in captured(name):
         tracker.feed(batch)
     tracker.finish()
     found = {f.code for f in tracker.findings() if f.severity > Severity.INFO}

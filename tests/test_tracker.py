@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from oracle import DEFAULT_STALL_THRESHOLD_NS, Figures, Oracle, Packet, endpoints, quantile
 from oracle import Connection as PlainConnection
 from oracle import Direction as PlainDirection
+from scenes import captured
 from strategies import Traffic
 
-from vsockdump.packets import PacketBatch, decode
-from vsockdump.sources.savefile import Savefile
+from vsockdump.packets import PacketBatch
 from vsockdump.tracking.columns import COLUMNS, NULL, TrackedBatch
 from vsockdump.tracking.report import DIRECTIONS, FASTEST, Connection
 from vsockdump.tracking.states import State
@@ -211,18 +211,9 @@ def test_agrees_on_long_traffic(seed: int, wild: bool) -> None:
     assert len(oracle.stalls) > 100
 
 
-def batches_of(name: str) -> Iterator[PacketBatch]:
-    file = Savefile(captures.path(name))
-    try:
-        for frames in file.batches():
-            yield decode(frames)
-    finally:
-        file.close()
-
-
 @pytest.mark.parametrize("name", captures.names())
 def test_agrees_on_every_bundled_capture(name: str) -> None:
-    track(batches_of(name))
+    track(captured(name))
 
 
 MOST_SINGLY = 150
@@ -233,6 +224,6 @@ MOST_SINGLY = 150
 def test_a_packet_at_a_time_gives_the_same(name: str) -> None:
     track(
         batch.take(slice(row, row + 1))
-        for batch in batches_of(name)
+        for batch in captured(name)
         for row in range(min(len(batch), MOST_SINGLY))
     )
