@@ -33,6 +33,12 @@ _NEAR: Final = 0.9
 MOST_FINDINGS: Final = 100_000
 """Findings kept of one run; what comes after is counted only."""
 
+_UNDECODED: Final = {
+    Status.MALFORMED: "malformed",
+    Status.TRUNCATED: "truncated-headers",
+    Status.UNSUPPORTED: "unsupported",
+}
+
 Facts = dict[str, int | str | bool]
 Raised = tuple[int, Finding]
 """A finding and the row of the batch that shows it (NULL: none does)."""
@@ -429,30 +435,21 @@ class Detector:
         """Packets whose headers were not decoded: once for each code and layer."""
         found: list[Raised] = []
         stops = batch.stops
-        headers = stops["layer"] != Layer.PAYLOAD
-        for code, status, mask in (
-            ("malformed", Status.MALFORMED, np.ones(stops.size, np.bool_)),
-            ("truncated-headers", Status.TRUNCATED, headers),
-            ("unsupported", Status.UNSUPPORTED, headers),
-        ):
-            for at in np.flatnonzero((stops["status"] == status) & mask).tolist():
-                key = (code, int(stops["layer"][at]))
-                if key in self._seen:
-                    continue
-                self._seen.add(key)
-                row = int(batch.stop_rows[at])
-                found.append(
-                    (
-                        row,
-                        Finding(
-                            code=code,
-                            number=int(batch.frames.number[row]),
-                            time_ns=int(batch.frames.time_ns[row]),
-                            message=f"a packet could not be decoded: {batch.stop(row)}",
-                            facts={"layer": Layer(stops["layer"][at]).name.lower()},
-                        ),
-                    )
-                )
+        kinds = stops["status"].astype(np.uint16) << 8 | stops["layer"]
+        for kind, at in zip(*np.unique(kinds, return_index=True), strict=True):
+            code, layer = _UNDECODED[Status(kind >> 8)], Layer(kind & 0xFF)
+            if (layer is Layer.PAYLOAD and code != "malformed") or (code, layer) in self._seen:
+                continue
+            self._seen.add((code, layer))
+            row = int(batch.stop_rows[at])
+            finding = Finding(
+                code=code,
+                number=int(batch.frames.number[row]),
+                time_ns=int(batch.frames.time_ns[row]),
+                message=f"a packet could not be decoded: {batch.stop(row)}",
+                facts={"layer": layer.name.lower()},
+            )
+            found.append((row, finding))
         return found
 
     def interfaces(self, batch: PacketBatch) -> list[Raised]:
