@@ -20,6 +20,7 @@ from vsockdump.frames import Bools, Ints
 from vsockdump.tracking.assign import Rows
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.credit import Account, Life
+from vsockdump.tracking.segments import argsort
 from vsockdump.tracking.states import ENDED
 from vsockdump.tracking.store import HEADROOM, Store
 
@@ -64,6 +65,23 @@ class Quantiles(NamedTuple):
     most: Ints
 
 
+class _Waiting(NamedTuple):
+    """Packets of one direction of all connections that are not covered yet, columns (w,).
+
+    Those of one connection are in order; connections are mixed.
+    """
+
+    slot: Ints
+    end: Ints
+    time_ns: Ints
+
+    def take(self, rows: Ints | Bools) -> _Waiting:
+        return _Waiting(self.slot[rows], self.end[rows], self.time_ns[rows])
+
+
+_NOBODY: Final = _Waiting(*(np.zeros(0, np.int64) for _ in _Waiting._fields))
+
+
 class Pending:
     """Waiting packets and drain latencies; a direction is ``2 * slot + sender``."""
 
@@ -71,9 +89,9 @@ class Pending:
         self._store = store
         self.given_up = 0
         """Packets that were forgotten while they waited."""
-        self._direction = np.zeros(0, np.int64)
-        self._end = np.zeros(0, np.int64)
-        self._time = np.zeros(0, np.int64)
+        self._waiting = [_NOBODY, _NOBODY]
+        self._run_of = np.zeros(0, np.int64)
+        """The run of each slot while a batch is fed; NULL otherwise."""
         self._samples: list[tuple[Ints, Ints]] = []
         self._collected = 0
         self._counted = np.zeros(0, np.int64)
@@ -83,80 +101,74 @@ class Pending:
     def feed(self, rows: Rows, life: Life, accounts: tuple[Account, Account]) -> tuple[Ints, Ints]:
         """Outstanding packets of both directions after each row; collects drain latencies."""
         ended = np.isin(life.before[rows.runs.begins], [*ENDED])
+        size = self._store.conn["number"].size
+        if self._run_of.size < size:
+            self._run_of = np.full(size, NULL)
+        self._run_of[rows.slots] = np.arange(rows.slots.size)
         first = self._feed(rows, ended, accounts[0], 0)
         second = self._feed(rows, ended, accounts[1], 1)
-        if self._end.size > MOST_WAITING:
-            # Some more than needed, so that a flood does not come here with every batch.
-            excess = self._end.size - MOST_WAITING + MOST_WAITING // HEADROOM
-            self.given_up += excess
-            self._keep(np.sort(np.argpartition(self._time, excess)[excess:]))
+        self._run_of[rows.slots] = NULL
+        for sender, waiting in enumerate(self._waiting):
+            if waiting.end.size > MOST_WAITING // 2:
+                # Some more than needed, so that a flood does not come here with every batch.
+                excess = waiting.end.size - MOST_WAITING // 2 + MOST_WAITING // (2 * HEADROOM)
+                self.given_up += excess
+                oldest = np.argpartition(waiting.time_ns, excess)
+                self._waiting[sender] = waiting.take(np.sort(oldest[excess:]))
         return first, second
-
-    def _keep(self, chosen: Ints) -> None:
-        self._direction, self._end, self._time = (
-            column[chosen] for column in (self._direction, self._end, self._time)
-        )
 
     def _feed(self, rows: Rows, ended: Bools, account: Account, sender: int) -> Ints:
         runs, slots, side = rows.runs, rows.slots, self._store.side
-        place = (slots, sender)
-        run_of = np.full(self._store.conn["number"].size, NULL)
-        run_of[slots] = np.arange(slots.size)
+        place, waiting = (slots, sender), self._waiting[sender]
         # What already waits on these connections comes first, in order.
-        mine = np.flatnonzero(self._direction & 1 == sender)
-        owner = run_of[self._direction[mine] >> 1]
-        mine, owner = mine[owner >= 0], owner[owner >= 0]
-        order = np.argsort(owner, kind="stable")
-        mine, owner = mine[order], owner[order]
-        sends = np.flatnonzero(account.data & (rows.length > 0) & (account.tx_cnt != NULL))
+        owner = self._run_of[waiting.slot]
+        here = owner >= 0
+        mine, owner = waiting.take(here), owner[here]
+        data = account.data & (rows.length > 0) & (account.tx_cnt != NULL)
+        sends = np.flatnonzero(data)
         origin = side["acked"][place]
         wait_run = np.concatenate([owner, runs.run[sends]])
-        order = np.argsort(wait_run, kind="stable")
+        order = argsort(wait_run)
         wait_run = wait_run[order]
-        ends = np.concatenate([self._end[mine], account.tx_cnt[sends]])[order]
-        times = np.concatenate([self._time[mine], rows.time_ns[sends]])[order]
+        ends = np.concatenate([mine.end, account.tx_cnt[sends]])[order]
+        times = np.concatenate([mine.time_ns, rows.time_ns[sends]])[order]
         part = np.int64(1) << (_AXIS_BITS - slots.size.bit_length())
         axis = wait_run * part + np.minimum(ends - origin[wait_run], part - 1)
         counts = np.bincount(wait_run, minlength=slots.size)
         begins = np.cumsum(counts) - counts
 
         # How far each run is covered after each row, on the same axis; never back.
-        lift = runs.run * part
+        floor = np.arange(slots.size) * part
+        lift = floor[runs.run]
         covered = np.where(account.acked != NULL, account.acked - origin[runs.run], 0)
         covered = np.maximum.accumulate(lift + np.clip(covered, 0, part - 2))
-        steps = np.flatnonzero(covered > runs.before(covered, np.arange(slots.size) * part))
+        steps = np.flatnonzero(covered > runs.before(covered, floor))
+        reached = covered[steps]
         done = np.zeros(rows.op.size, np.int64)
-        done[steps] = np.searchsorted(axis, covered[steps], "right") - begins[runs.run[steps]]
+        done[steps] = np.searchsorted(axis, reached, "right") - begins[runs.run[steps]]
         done = np.maximum.accumulate(done + lift) - lift
-        sent = runs.cumsum(np.isin(np.arange(rows.op.size), sends, assume_unique=True))
         # Nothing waits on a connection that ended before; its figure stays what it was.
         old = np.bincount(owner, minlength=slots.size)
         old = np.where(ended, side["outstanding"][place], old)
-        outstanding = np.where(account.in_flight == NULL, NULL, old[runs.run] + sent - done)
+        outstanding: Ints = old[runs.run] + runs.cumsum(data) - done
+        outstanding[account.in_flight == NULL] = NULL
 
         # Each packet's wait ends with the first step that covers it.
-        at = np.searchsorted(covered[steps], axis, "left")
+        at = np.searchsorted(reached, axis, "left")
         over = at < steps.size
-        row = steps[np.minimum(at, max(steps.size - 1, 0))] if steps.size else at
-        over &= runs.run[row] == wait_run if steps.size else over
-        if over.any():
+        if steps.size:
+            row = steps[np.minimum(at, steps.size - 1)]
+            over &= runs.run[row] == wait_run
             waited = np.maximum(rows.time_ns[row[over]] - times[over], 0)
             self._sample(2 * slots[wait_run[over]] + sender, waited)
-        last = covered[runs.lasts] - np.arange(slots.size) * part
-        side["acked"][place] = origin + last
+        side["acked"][place] = origin + covered[runs.lasts] - floor
         side["outstanding"][place] = outstanding[runs.lasts]
         # Waiting on are the old ones of other connections, and what is not covered here. An ended
         # connection's are never covered any more.
-        alive = ~self._store.over(slots)
-        still = ~over & alive[wait_run]
-        others = np.ones(self._end.size, np.bool_)
-        others[mine] = False
-        kept = np.flatnonzero(others)
-        self._direction = np.concatenate(
-            [self._direction[kept], 2 * slots[wait_run[still]] + sender]
-        )
-        self._end = np.concatenate([self._end[kept], ends[still]])
-        self._time = np.concatenate([self._time[kept], times[still]])
+        still = ~over & ~self._store.over(slots)[wait_run]
+        fresh = _Waiting(slots[wait_run[still]], ends[still], times[still])
+        kept = waiting.take(~here) if mine.end.size else waiting
+        self._waiting[sender] = _Waiting(*map(np.concatenate, zip(kept, fresh, strict=True)))
         return outstanding
 
     def forget(self, slots: Ints) -> None:
@@ -166,7 +178,7 @@ class Pending:
         self._count()
         gone = np.zeros(self._store.conn["number"].size, np.bool_)
         gone[slots] = True
-        self._keep(np.flatnonzero(~gone[self._direction >> 1]))
+        self._waiting = [waiting.take(~gone[waiting.slot]) for waiting in self._waiting]
         kept = ~gone[self._counted // _BUCKETS >> 1]
         self._counted, self._counts = self._counted[kept], self._counts[kept]
 
@@ -174,9 +186,8 @@ class Pending:
 
     def _sample(self, direction: Ints, waited: Ints) -> None:
         side = self._store.side
-        place = (direction >> 1, direction & 1)
-        np.minimum.at(side["drain_min"], place, waited)
-        np.maximum.at(side["drain_max"], place, waited)
+        np.minimum.at(side["drain_min"].reshape(-1), direction, waited)
+        np.maximum.at(side["drain_max"].reshape(-1), direction, waited)
         self._samples.append((direction, bucket(waited)))
         self._collected += waited.size
         if self._collected >= _SAMPLES:
