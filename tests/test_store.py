@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from oracle import Endpoint
-from scenes import BOTH, BUFFER, SERVER, Script
+from scenes import BOTH, BUFFER, MS, SERVER, Script
 
 from vsockdump.tracking import pending
 from vsockdump.tracking.columns import NULL
@@ -24,21 +27,27 @@ def client(port: int) -> tuple[Endpoint, Endpoint]:
     return Endpoint(FIRST_GUEST_CID, port), SERVER
 
 
-def array_sizes(tracker: Tracker) -> dict[str, int]:
-    """How long everything is that grows with connections."""
-    store, waiting = tracker._store, tracker._pending
-    columns = {**store.conn, **{f"side {name}": column for name, column in store.side.items()}}
-    sizes = {name: len(column) for name, column in columns.items()}
-    sizes["live"] = store._live.size
-    sizes["free"] = store._free.size
-    sizes["homes"] = store.table._slots.size
-    sizes["keys"] = len(store.table._keys)
-    for name in ("_counted", "_counts"):
-        sizes[f"pending {name}"] = getattr(waiting, name).size
-    for sender, packets in enumerate(waiting._waiting):
-        sizes[f"waiting {sender}"] = packets.end.size
-    sizes["samples"] = waiting._collected
-    return sizes
+def held(thing: Any, seen: set[int] | None = None) -> int:
+    """Bytes of all arrays, and the length of everything else, that is reached from ``thing``."""
+    seen = set() if seen is None else seen
+    if id(thing) in seen:
+        return 0
+    seen.add(id(thing))
+    if isinstance(thing, np.ndarray):
+        return thing.nbytes
+    if isinstance(thing, Mapping):
+        return len(thing) + sum(held(value, seen) for value in thing.values())
+    if isinstance(thing, list | tuple | set):
+        return len(thing) + sum(held(value, seen) for value in thing)
+    if type(thing).__module__.startswith("vsockdump.tracking"):
+        slots = [getattr(thing, name) for name in getattr(type(thing), "__slots__", ())]
+        return held([slots, getattr(thing, "__dict__", {})], seen)
+    return 0
+
+
+def assert_grew_no_more(sizes: list[int]) -> None:
+    half = len(sizes) // 2
+    assert max(sizes[half:]) <= max(sizes[:half])
 
 
 # The store by itself.
@@ -179,14 +188,14 @@ def flood(count: int, after: Script) -> Script:
 @pytest.mark.parametrize("batch", [1, 7, 3 * LIMIT])
 def test_a_flood_of_requests_is_bounded(batch: int) -> None:
     tracker = Tracker(max_connections=LIMIT)
-    rounds, sizes = 10 * LIMIT // batch, []
+    rounds, sizes = 20 * LIMIT // batch, []
     script = Script()
     for _ in range(rounds):
         script = flood(batch, script)
         tracker.feed(script.batch())
         assert len(tracker._store) <= LIMIT
-        sizes.append(array_sizes(tracker))
-    assert sizes[-1] == {**sizes[len(sizes) // 2], "free": sizes[-1]["free"]}
+        sizes.append(held(tracker))
+    assert_grew_no_more(sizes)
     tracker.finish()
     connections = tracker.connections()
     assert tracker.left == rounds * batch - len(connections) > 0
@@ -195,7 +204,7 @@ def test_a_flood_of_requests_is_bounded(batch: int) -> None:
     assert told.facts == {"left": tracker.left}
 
 
-def test_a_flood_of_data_on_ever_new_connections_leaves_nothing_waiting() -> None:
+def test_a_flood_of_data_on_ever_new_connections_leaves_nothing_behind() -> None:
     tracker = Tracker(max_connections=LIMIT)
     sizes = []
     script = Script()
@@ -208,14 +217,11 @@ def test_a_flood_of_data_on_ever_new_connections_leaves_nothing_waiting() -> Non
             script.add(Op.RW, ends=client(port), len=10)
             script.add(Op.CREDIT_UPDATE, ends=client(port), answer=True, fwd=10, after=port % 5)
         tracker.feed(script.batch())
-        sizes.append(array_sizes(tracker))
-    waiting = sizes[-1]["waiting 0"]
-    assert waiting == len(tracker.connections()) <= LIMIT
-    # Latencies of those that left are forgotten, too: one bucket for each that is known.
-    assert sizes[-1]["pending _counted"] <= LIMIT
-    assert {name: size for name, size in sizes[-1].items() if name != "free"} == {
-        name: size for name, size in sizes[9].items() if name != "free"
-    }
+        sizes.append(held(tracker))
+    assert_grew_no_more(sizes)
+    ways = [connection.client_to_server for connection in tracker.connections()]
+    assert 0 < len(ways) <= LIMIT
+    assert {(way.outstanding, way.drains) for way in ways} == {(1, 1)}
 
 
 def test_packets_that_wait_are_bounded_and_the_oldest_are_given_up(
@@ -227,38 +233,48 @@ def test_packets_that_wait_are_bounded_and_the_oldest_are_given_up(
     script.open(buf=2**32 - 1)
     tracker = Tracker()
     tracker.feed(script.batch())
-    sent = 0
-    for _ in range(10):
+    sent, sizes = 0, []
+    for _ in range(20):
         script = Script(after=script)
-        for _ in range(most // 3):
+        for _ in range(most // 4):
             script.add(Op.RW, len=1, buf=2**32 - 1)
-        sent += most // 3
+        sent += script.count
+        waiting = sent - tracker.given_up
         tracked = tracker.feed(script.batch())
-        waiting = tracker._pending._waiting[0].end
-        # Half of the room is each direction's.
-        assert waiting.size <= most // 2
-        assert waiting.size + tracker.given_up == sent
-        # The youngest are kept.
-        assert waiting.tolist() == [*range(tracker.given_up + 1, sent + 1)]
+        assert tracked.outstanding[-1] == waiting
+        assert sent - tracker.given_up <= most
+        sizes.append(held(tracker))
     assert tracker.given_up > 0
-    assert tracked.outstanding[-1] <= most + most // 3
+    assert_grew_no_more(sizes)
+    script = Script(after=script)
+    script.add(Op.CREDIT_UPDATE, answer=True, fwd=sent)
+    tracker.feed(script.batch())
+    (connection,) = tracker.connections()
+    way = connection.client_to_server
+    assert way.drains == sent - tracker.given_up
+    # The youngest were kept: one was sent each millisecond.
+    assert (way.drain_min_ns, way.drain_max_ns) == (MS, way.drains * MS)
     tracker.finish()
     (told,) = [f for f in tracker.findings() if f.code == "packets-given-up"]
     assert told.facts == {"packets": tracker.given_up}
 
 
-def test_latencies_are_counted_before_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latencies_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pending, "_SAMPLES", 100)
-    script = Script()
+    tracker, script = Tracker(), Script()
     script.open()
-    for count in range(1, 1000):
-        script.add(Op.RW, len=1)
-        script.add(Op.CREDIT_UPDATE, answer=True, fwd=count)
-    tracker = script.track()
-    assert tracker._pending._collected < 100
-    assert tracker._pending._counts.sum() == 999 - tracker._pending._collected
-    assert tracker.connections()[0].client_to_server.drains == 999
-    assert tracker._pending._counts.sum() == 999
+    tracker.feed(script.batch())
+    sizes, count = [], 0
+    for _ in range(40):
+        script = Script(after=script)
+        for _ in range(30):
+            count += 1
+            script.add(Op.RW, len=1)
+            script.add(Op.CREDIT_UPDATE, answer=True, fwd=count)
+        tracker.feed(script.batch())
+        sizes.append(held(tracker))
+    assert_grew_no_more(sizes)
+    assert tracker.connections()[0].client_to_server.drains == count
 
 
 def test_a_batch_of_more_connections_than_are_kept_is_followed_wholly() -> None:
@@ -277,11 +293,11 @@ def test_a_batch_of_more_connections_than_are_kept_is_followed_wholly() -> None:
 
 
 def test_frames_without_headers_leave_no_trace() -> None:
-    tracker = Tracker()
-    before = array_sizes(tracker)
+    tracker = Tracker(findings=False)
+    before = held(tracker)
     script = Script()
     for _ in range(100):
         script.add(Op.REQUEST, decoded=False)
     assert {len(frame) for frame in script.frames} == {HEADERS_LEN - 1}
     assert not tracker.feed(script.batch()).conn.any()
-    assert array_sizes(tracker) == before
+    assert held(tracker) == before
