@@ -131,7 +131,8 @@ def make_device() -> None:
     with IPRoute() as netlink:
         far = f"{DEVICE}-far"
         netlink.link("add", ifname=DEVICE, kind="veth", peer={"ifname": far})
-        for name in (DEVICE, far):
+        # The end that sends comes up last: then it has a carrier at once.
+        for name in (far, DEVICE):
             (index,) = netlink.link_lookup(ifname=name)
             netlink.link("set", index=index, state="up", mtu=65535)
 

@@ -78,7 +78,9 @@ def veth(name: str, mtu: int = 65535) -> str:
     far = f"{name}-far"
     with IPRoute() as netlink:
         netlink.link("add", ifname=name, kind="veth", peer={"ifname": far})
-    for end in (name, far):
+    # In this order, the near end has a carrier as it comes up. The other would get it later, and
+    # drop what is sent until then.
+    for end in (far, name):
         change(end, state="up", mtu=mtu)
     return name
 

@@ -209,7 +209,8 @@ class LiveCapture:
 
     def _batch(self, headers: Sequence[Ints], counts: Sequence[int]) -> FrameBatch:
         """A batch of the frames of these headers, ``counts`` of them from each interface."""
-        found = columns(self._region.view, np.concatenate(headers))
+        at = headers[0] if len(headers) == 1 else np.concatenate(headers)
+        found = columns(self._region.view, at)
         size = found.offset.size
         first = self._seen + 1
         self._seen += size
@@ -219,13 +220,15 @@ class LiveCapture:
             caplen=found.caplen,
             origlen=found.origlen,
             time_ns=found.time_ns,
-            interface=np.repeat(np.arange(len(counts)), counts),
+            interface=np.zeros(size, np.int64),
             number=np.arange(first, first + size),
             interfaces=self.interfaces,
         )
-        if sum(map(bool, counts)) < 2:
+        if len(counts) == 1:
             return batch
-        return replace(batch.take(np.argsort(batch.time_ns, kind="stable")), number=batch.number)
+        batch = replace(batch, interface=np.repeat(np.arange(len(counts)), counts))
+        in_order = batch.take(np.argsort(batch.time_ns, kind="stable"))
+        return replace(in_order, number=batch.number)
 
     def _release(self) -> None:
         """Give the blocks of the last batch back."""
