@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vsockdump.kernels import TAP_BUGS, Version, parse
@@ -59,3 +61,19 @@ def test_the_table_knows_which_releases_are_affected(version: Version, names: se
 
 def test_where_the_mending_release_is_not_known_neither_is_the_answer() -> None:
     assert {name for name, bug in BUGS.items() if bug.affects((6, 18, 44)) is None} == set(SPLIT)
+
+
+def test_the_documented_table_is_this_one() -> None:
+    page = (Path(__file__).parents[1] / "docs/live-capture.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for bug in TAP_BUGS:
+        numbers = ["?" if n is None else str(n) for n in bug.stable.values()]
+        mended = [f"{a}.{b}.{n}" for (a, b), n in zip(bug.stable, numbers, strict=True)]
+        cells = [
+            f"`{bug.name}`",
+            "{}.{}".format(*bug.since),
+            ", ".join([*mended, "{}.{}".format(*bug.fixed)]),
+            bug.effect,
+            bug.advice,
+        ]
+        assert f"| {' | '.join(cells)} |" in rows
