@@ -24,8 +24,9 @@ from vsockdump.tracking.segments import argsort
 from vsockdump.tracking.states import ENDED
 from vsockdump.tracking.store import HEADROOM, Store
 
-MOST_WAITING: Final = 1 << 20
-"""Packets remembered as waiting, over all connections; beyond it the oldest are given up."""
+MOST_WAITING: Final = 1 << 19
+"""Packets of all clients remembered as waiting, and as many of all servers; beyond it the oldest
+are given up."""
 _SAMPLES: Final = 1 << 18
 """Latencies collected before they are counted into buckets."""
 _SUB_BITS: Final = 4
@@ -109,9 +110,9 @@ class Pending:
         second = self._feed(rows, ended, accounts[1], 1)
         self._run_of[rows.slots] = NULL
         for sender, waiting in enumerate(self._waiting):
-            if waiting.end.size > MOST_WAITING // 2:
+            if waiting.end.size > MOST_WAITING:
                 # Some more than needed, so that a flood does not come here with every batch.
-                excess = waiting.end.size - MOST_WAITING // 2 + MOST_WAITING // (2 * HEADROOM)
+                excess = waiting.end.size - MOST_WAITING + MOST_WAITING // HEADROOM
                 self.given_up += excess
                 oldest = np.argpartition(waiting.time_ns, excess)
                 self._waiting[sender] = waiting.take(np.sort(oldest[excess:]))
