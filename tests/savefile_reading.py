@@ -78,16 +78,23 @@ def opened(target: int, chunk: int) -> tuple[Outcome, SavefileError | None]:
     return read(source)
 
 
-def read_bytes(data: bytes, chunk: int = CHUNK) -> Outcome:
-    """Read a regular file with these bytes."""
+@contextmanager
+def held(pieces: Iterable[bytes]) -> Iterator[int]:
+    """A regular file of these pieces, without a name."""
     file = os.memfd_create("savefile")
     try:
         with os.fdopen(os.dup(file), "wb") as writer:
-            writer.write(data)
+            writer.writelines(pieces)
         os.lseek(file, 0, os.SEEK_SET)
-        return opened(file, chunk)[0]
+        yield file
     finally:
         os.close(file)
+
+
+def read_bytes(data: bytes, chunk: int = CHUNK) -> Outcome:
+    """Read a regular file with these bytes."""
+    with held([data]) as file:
+        return opened(file, chunk)[0]
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from vsockdump.sources.parser import Parsed
 from vsockdump.sources.pcap import MAX_CAPLEN, RECORD_LEN, PcapParser
 
 U32 = 2**32 - 1
+TODAY = 1_780_000_000
 MAGICS = pytest.mark.parametrize("magic", PCAP_MAGICS, ids=lambda magic: magic.hex())
 SOME = next(iter(PCAP_MAGICS))
 
@@ -57,13 +58,19 @@ def test_bits_above_the_link_type_are_not_part_of_it(magic: bytes) -> None:
 
 
 @MAGICS
-def test_a_record_may_be_as_long_as_tcpdump_takes_and_no_longer(magic: bytes) -> None:
+@pytest.mark.parametrize("hops", [1, chain.HOPS])
+def test_a_record_may_be_as_long_as_tcpdump_takes_and_no_longer(
+    magic: bytes, hops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "HOPS", hops)
+    monkeypatch.setattr(chain, "SPARSE", 2 * MAX_CAPLEN)
     head = pcap_header(magic)
-    longest = record(magic, bytes(MAX_CAPLEN))
-    longer = record(magic, bytes(MAX_CAPLEN + 1))
-    found = read_bytes(head + longest + longer, 64)
-    assert found == expected(head + longest + longer)
-    assert (len(found.rows), found.damage) == (1, len(head + longest))
+    longest = record(magic, b"x" * MAX_CAPLEN, seconds=TODAY)
+    longer = record(magic, b"x" * (MAX_CAPLEN + 1), seconds=TODAY)
+    data = head + longest * 2 + longer + longest
+    found = read_bytes(data)
+    assert found == read_bytes(data, 64) == expected(data)
+    assert (len(found.rows), found.damage) == (2, len(head + longest * 2))
     damage = parsed(head + longer).damage
     assert damage is not None
     assert damage.reason == f"a record claims {MAX_CAPLEN + 1} captured bytes"
@@ -110,9 +117,6 @@ def test_time_may_stand_still_jump_and_go_backwards(magic: bytes, step: int) -> 
     ]
     data = pcap_header(magic) + b"".join(records)
     assert read_bytes(data) == expected(data)
-
-
-TODAY = 1_780_000_000
 
 
 @pytest.fixture

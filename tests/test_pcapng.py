@@ -26,7 +26,7 @@ from plain_savefile import EPB, IDB, ISB, PB, SHB, SPB
 from savefile_reading import expected, read_bytes
 
 from vsockdump.frames import SLACK, Interface, InterfaceStatistics, Option, Section
-from vsockdump.sources import pcapng
+from vsockdump.sources import chain, pcapng
 from vsockdump.sources.chain import Damage
 from vsockdump.sources.options import MAX_OPTIONS
 from vsockdump.sources.parser import Parsed
@@ -322,15 +322,17 @@ def test_a_long_block_that_is_cut_tells_where_it_starts_and_what_is_missing(
     )
 
 
+@pytest.mark.parametrize("hops", [1, chain.HOPS])
 @pytest.mark.parametrize("chunk", [64, 1000, 1 << 20])
 def test_blocks_that_are_needed_may_be_so_long_and_no_longer(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
+    chunk: int, hops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longest = packet("<", bytes(200))
     monkeypatch.setattr(pcapng, "MAX_BLOCK", len(longest))
-    data = HEAD + longest + packet("<", bytes(201))
+    monkeypatch.setattr(chain, "HOPS", hops)
+    data = HEAD + longest * 3 + packet("<", bytes(201)) + longest
     found = read_bytes(data, chunk)
-    assert (len(found.rows), found.damage) == (1, len(HEAD + longest))
+    assert (len(found.rows), found.damage) == (3, len(HEAD + longest * 3))
 
 
 def test_a_file_may_have_so_many_interfaces_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,12 +347,13 @@ def test_a_file_may_describe_itself_at_such_length_and_no_more(
 ) -> None:
     comment = [(1, bytes(1000))]
     # Sections without an interface are forgotten, and cost nothing.
-    data = section("<", comment) * 20 + interface("<", comment)
-    kept = len(section("<", comment)) + len(interface("<", comment)) - 2 * 12
+    head = section("<", comment) * 20 + interface("<", comment) * 2
+    data = head + interface("<", comment)
+    kept = len(section("<", comment)) + 3 * len(interface("<", comment)) - 4 * 12
     monkeypatch.setattr(pcapng, "MAX_DESCRIPTIONS", kept)
     assert read_bytes(data).damage is None
     monkeypatch.setattr(pcapng, "MAX_DESCRIPTIONS", kept - 1)
-    said = reason(section("<", comment) * 20, interface("<", comment))
+    said = reason(head, interface("<", comment))
     assert said == f"more than {kept - 1} bytes that describe sections and interfaces"
 
 

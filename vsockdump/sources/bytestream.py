@@ -76,9 +76,7 @@ class ByteStream:
 
     def _ready(self) -> bool:
         """Whether there is more without waiting for it."""
-        if self.size is not None or (self._unfolded is not None and self._unfolded.pending):
-            return True
-        return bool(self._poll.poll(0))
+        return self.size is not None or bool(self._poll.poll(0))
 
     def readinto(self, buffer: memoryview, position: int) -> int:
         """Read at least one byte and as many as are there; 0 at the end.

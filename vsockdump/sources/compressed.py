@@ -178,11 +178,6 @@ class Unfolded:
         self._output = memoryview(b"")
         self._damage: Damaged | None = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether there is something to take without reading."""
-        return bool(self._output)
-
     def readinto(self, buffer: memoryview) -> int | None:
         """Take what is unfolded, or unfold one step more; None at the end, else a count.
 

@@ -28,7 +28,7 @@ MAX_CAPLEN: Final = 262_144
 """What tcpdump and Wireshark accept at most; more means that the file is damaged."""
 _VERSION: Final = 2
 _SLICE: Final = 1 << 16
-"""Bytes looked at in one go: larger temporary columns come fresh from the kernel, page by page."""
+"""Bytes looked at in one go: a crowd of false marks is noticed before it costs much memory."""
 _CROWDED: Final = RECORD_LEN // 2
 """Bytes from mark to mark, on average, below which there are more marks than records have room."""
 

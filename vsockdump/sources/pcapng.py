@@ -302,7 +302,6 @@ class PcapngParser:
             comments=found.comments,
         )
         self._base = len(self._interfaces)
-        self._clock = None
         # Nobody keeps a section without interfaces, so it counts with its first one.
         self._section_size = len(body)
         names = ["kind", "length", "interface", "high", "low", "caplen", "origlen"]
