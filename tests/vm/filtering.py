@@ -27,17 +27,17 @@ FILTERS: dict[str, tuple[str, ...]] = {
     "connects": ("op request or response or rst",),
     "data": ("op rw and len >= 1000 and payload[0] & 1 == 1",),
     "wide": ("cid 1 and dst_cid < 4294967296 and src_cid == dst_cid",),
-    "flags": ("type seqpacket and flags eom or flags rcv",),
-    "credit": ("fwd_cnt != 0 and buf_alloc >= 256k and not portrange 1-19999",),
+    "fields": ("type seqpacket and flags eom or flags rcv or fwd_cnt > 64k",),
     "nothing": ("host and guest",),
     "snapped": ("-s", str(SNAPLEN), "not op shutdown"),
 }
 """What each filtered capture is asked for, by name; the filter is the last word."""
 DISPLAYED = "portrange 20000-29999 and (conn.state refused or op shutdown or stalled)"
 """A filter of which the kernel can do a part; the rest comes after tracking."""
-RING = ("-B", str(2 * capture.RING_KIB))
+LONG_RING = ("-B", str(6 * capture.RING_KIB))
 """Blocks are handed over by time: it takes many of them to outlast the start of other processes."""
-PAUSE = 0.02
+RING = ("-B", str(capture.RING_KIB))
+PAUSE = 0.1
 MAKERS: tuple[Callable[[], Truth], ...] = (
     partial(traffic.echo, (6, 1, 100, 1000, 5000, 70_000)),
     traffic.refused,
@@ -98,8 +98,8 @@ def filters(context: Context) -> None:
     for expression in (DISPLAYED, *(words[-1] for words in FILTERS.values())):
         # The grammar takes long to load on an emulated processor: once here, not in every fork.
         compile(expression)
-    whole = capture.writing(context, "whole.pcapng", *RING)
-    display = capture.vsockdump(context, *RING, "--json", DISPLAYED, name="display")
+    whole = capture.writing(context, "whole.pcapng", *LONG_RING)
+    display = capture.vsockdump(context, *LONG_RING, "--json", DISPLAYED, name="display")
     filtered = [
         capture.writing(context, f"{name}.pcapng", *RING, *words) for name, words in FILTERS.items()
     ]

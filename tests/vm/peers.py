@@ -71,7 +71,13 @@ class End:
 
     def send_message(self, data: bytes, flags: int = 0) -> None:
         """Send `data` as one SEQPACKET message (or one send on a STREAM)."""
-        count = self.sock.send(data, flags)
+        # Linux: a send that may not block sends the part of a message that fits and then says that
+        # nothing was sent, so that the next attempt puts the whole message behind that part.
+        self.sock.settimeout(None)
+        try:
+            count = self.sock.send(data, flags)
+        finally:
+            self.sock.settimeout(TIMEOUT)
         if count != len(data):
             raise RuntimeError(f"a message of {len(data)} bytes was cut to {count}")
         self.out.accept(data)
