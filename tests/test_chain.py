@@ -121,14 +121,24 @@ def test_long_records_are_not_scanned_for() -> None:
 
 
 @pytest.mark.parametrize("fakes", [1, 7])
-def test_payload_full_of_records_spends_the_budget_and_no_more(fakes: int) -> None:
+def test_payload_full_of_records_is_scanned_once_and_hopped_through(fakes: int) -> None:
     # Each record's payload holds records that lead astray: none of them leads to the next one.
     record = [16, *[5] * fakes, *[0] * (15 - fakes)]
     made = Records(record * 20 * chain.HOPS)
     offsets, end, damage = made.run(0)
     assert (offsets, end, damage) == (*made.plainly(0), None)
+    assert made.looked_at == made.lengths.size - 16 * chain.HOPS
+    assert made.hopped == len(offsets) - chain.RUNS
+
+
+def test_a_record_that_ends_a_chain_now_and_then_is_hopped_over() -> None:
+    # So many runs as a scan accepts, each of so many records that it pays.
+    pieces = even(2 * chain.HOPS, 8) + [16, *[5] * 7, *[0] * 8]
+    made = Records(pieces * chain.RUNS * (chain.SCANS + 2))
+    offsets, end, damage = made.run(0)
+    assert (offsets, end, damage) == (*made.plainly(0), None)
+    assert chain.SCANS // 2 * made.lengths.size < made.looked_at
     assert made.looked_at <= chain.SCANS * made.lengths.size
-    assert made.hopped <= len(offsets)
 
 
 def test_following_nothing_finds_nothing() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from plain_blocks import (
     NANOSECONDS,
     SLL2,
@@ -25,12 +26,13 @@ from plain_blocks import (
 from plain_savefile import EPB, IDB, ISB, PB, SHB, SPB
 from savefile_reading import expected, read_bytes
 
-from vsockdump.frames import SLACK, Interface, InterfaceStatistics, Option, Section
+from vsockdump.frames import SLACK, Interface, InterfaceStatistics, Ints, Option, Section
 from vsockdump.sources import chain, pcapng
 from vsockdump.sources.chain import Damage
 from vsockdump.sources.options import MAX_OPTIONS
 from vsockdump.sources.parser import Parsed
 from vsockdump.sources.pcapng import PcapngParser
+from vsockdump.sources.ticks import Clock
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
 UNKNOWN = 0xBAD
@@ -156,11 +158,23 @@ def test_each_interface_has_its_own_clock() -> None:
 
 
 @pytest.mark.parametrize("count", [pcapng.MANY, pcapng.MANY + 1, 5 * pcapng.MANY])
-def test_many_clocks_in_one_batch_are_told_apart(count: int) -> None:
+def test_many_clocks_in_one_batch_are_told_apart(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns: list[int] = []
+    column = Clock.times_ns
+
+    def counting(self: Clock, ticks: NDArray[np.uint64]) -> Ints:
+        columns.append(ticks.size)
+        return column(self, ticks)
+
+    monkeypatch.setattr(Clock, "times_ns", counting)
     interfaces = [interface("<", [(TSOFFSET, struct.pack("<q", place))]) for place in range(count)]
     packets = [packet("<", b"", index=place * 7 % count, ticks=place) for place in range(300)]
     data = section("<") + b"".join(interfaces + packets)
     assert read_bytes(data) == expected(data)
+    # Each column costs a look at every packet, so there are few of them or none.
+    assert len(columns) == (count if count <= pcapng.MANY else 0)
 
 
 def test_a_section_starts_with_interfaces_of_its_own() -> None:
