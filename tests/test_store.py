@@ -188,7 +188,7 @@ def flood(count: int, after: Script) -> Script:
 @pytest.mark.parametrize("batch", [1, 7, 3 * LIMIT])
 def test_a_flood_of_requests_is_bounded(batch: int) -> None:
     tracker = Tracker(max_connections=LIMIT)
-    rounds, sizes = 20 * LIMIT // batch, []
+    rounds, sizes = max(6 * LIMIT // batch, 12), []
     script = Script()
     for _ in range(rounds):
         script = flood(batch, script)
