@@ -95,6 +95,7 @@ class Assigner:
     def _slots(self, batch: PacketBatch, keys: Keys, row: Ints) -> Ints:
         """The slot of each key's latest generation; new keys get a blank one (its number is 0)."""
         store = self._store
+        store.reserve(len(keys))
         homes, hashes = store.table.find(keys)
         unknown = np.flatnonzero(homes == EMPTY)
         while unknown.size:
@@ -103,8 +104,8 @@ class Assigner:
             slots = store.take(chosen.size)
             store.insert(keys[chosen], hashes[chosen], slots)
             store.conn["interface"][slots] = batch.frames.interface[row[chosen]]
-            # Growing the table moves homes, and two keys may share a hash: look again.
-            homes, hashes = store.table.find(keys)
+            # Two keys may share a hash, and only one of them is known now: look again.
+            homes[unknown], _ = store.table.find(keys[unknown])
             unknown = np.flatnonzero(homes == EMPTY)
         return store.table.slots(homes)
 

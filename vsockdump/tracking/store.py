@@ -150,11 +150,14 @@ class Store:
         self._live[slots] = True
         return slots
 
-    def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> None:
-        """Enter distinct new keys into the table."""
-        if self.table.crowded(len(keys)):
-            moved, homes = self.table.grow(len(keys))
+    def reserve(self, more: int) -> None:
+        """Make room for so many keys in the table, so that homes stay until there are as many."""
+        if self.table.crowded(more):
+            moved, homes = self.table.grow(more)
             self.conn["home"][moved] = homes
+
+    def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> None:
+        """Enter distinct new keys into the table; room is reserved."""
         self.conn["home"][slots] = self.table.insert(keys, hashes, slots)
 
     def evict(self) -> Ints:

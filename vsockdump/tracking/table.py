@@ -63,13 +63,16 @@ class KeyTable:
                 rows = rows[self._slots[homes[rows]] != EMPTY]
                 homes[rows] = homes[rows] + 1 & mask
                 rows = rows[self._hashes[homes[rows]] != hashes[rows]]
-            other = self._keys[homes] != keys
+            # Empty places have no key to compare; most often every key is there.
+            known = np.flatnonzero(self._slots[homes] != EMPTY)
+            if known.size == len(keys):
+                other = self._keys[homes] != keys
+            else:
+                other = self._keys[homes[known]] != keys[known]
             if not other.any():
                 return homes
-            # A stranger with the same hash: such rows step on. Empty places have no key.
-            rows = np.flatnonzero(other.any(axis=1) & (self._slots[homes] != EMPTY))
-            if not rows.size:
-                return homes
+            # A stranger with the same hash: such rows step on.
+            rows = known[other.any(axis=1)]
             homes[rows] = homes[rows] + 1 & mask
             rows = rows[self._hashes[homes[rows]] != hashes[rows]]
 
