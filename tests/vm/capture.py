@@ -27,6 +27,8 @@ TCPDUMP_SETTLE = 1.3
 wait for it."""
 RING_KIB = 32768
 """Ring of a capture that is to lose nothing on a machine as slow as may be."""
+SNIFFER_BUFFER = 64 << 20
+"""Bytes of the socket buffer of scapy's sniff()."""
 VSOCKDUMP = Path(sys.executable).with_name("vsockdump")
 
 _COUNTS = re.compile(r"^(\d+) packets? (captured|received by filter|dropped by kernel)", re.M)

@@ -27,8 +27,11 @@ def boots(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[vm.Run]]]:
     """The runs that the collected tests ask for, by series, under way at the same time."""
-    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    asked = [getattr(item, "callspec", None) for item in items]
     series = {spec.params["run"] for spec in asked if spec and "run" in spec.params}
+    if any("suite_run" in item.fixturenames for item in items):
+        series.add(suite.SERIES)
     with ThreadPoolExecutor(len(kernels.SERIES)) as threads:
         yield {name: threads.submit(boot, name, tmp_path_factory) for name in sorted(series)}
 

@@ -36,8 +36,8 @@ DISPLAYED = "portrange 20000-29999 and (conn.state refused or op shutdown or sta
 """A filter of which the kernel can do a part; the rest comes after tracking."""
 LONG_RING = ("-B", str(6 * capture.RING_KIB))
 """Blocks are handed over by time: it takes many of them to outlast the start of other processes."""
-RING = ("-B", str(capture.RING_KIB))
-PAUSE = 0.1
+RING = ("-B", str(2 * capture.RING_KIB))
+PAUSE = 0.25
 MAKERS: tuple[Callable[[], Truth], ...] = (
     partial(traffic.echo, (6, 1, 100, 1000, 5000, 70_000)),
     traffic.refused,

@@ -66,9 +66,17 @@ def read_digests(console: str) -> tuple[str | None, str | None]:
 
 
 def image_path(kernel_release: str) -> Path:
-    """Where the initramfs for a kernel stands; another init gets another name."""
-    digest = hashlib.sha256(_INIT.encode()).hexdigest()[:12]
-    return kernels.cache_dir() / "guest" / f"{kernel_release}-{digest}" / "initramfs"
+    """Where the initramfs for a kernel stands; with another content it has another name."""
+    digest = hashlib.sha256(_INIT.encode())
+    for data in _sent().values():
+        digest.update(data)
+    name = f"{kernel_release}-{digest.hexdigest()[:12]}"
+    return kernels.cache_dir() / "guest" / name / "initramfs"
+
+
+def _sent() -> dict[str, bytes]:
+    """The files that the guest sends."""
+    return {"sent": payload(SENT_BYTES, SENT_SEED), "slow": payload(SLOW_BYTES, SLOW_SEED)}
 
 
 def _libraries(program: Path) -> list[Path]:
@@ -112,8 +120,8 @@ def _fill(kernel: kernels.Kernel, root: Path) -> None:
         _copy(library, root / library.relative_to("/"))
     for name in ("dev", "proc"):
         (root / name).mkdir()
-    (root / "sent").write_bytes(payload(SENT_BYTES, SENT_SEED))
-    (root / "slow").write_bytes(payload(SLOW_BYTES, SLOW_SEED))
+    for name, data in _sent().items():
+        (root / name).write_bytes(data)
     _add_modules(kernel, root)
     (root / "init").write_text(_INIT, encoding="utf-8")
     (root / "init").chmod(0o755)

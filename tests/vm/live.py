@@ -40,6 +40,9 @@ MAKERS: dict[str, Callable[[], Truth]] = {
 }
 """The traffic of the scenario `traffic`, in order."""
 WAYS_SIZES = (6, 1, 100, 1000, 5000, 70_000)
+LARGE_RING_KIB = 131072
+"""Ring of a capture that is to lose nothing of a burst: room for all of it, and then blocks enough
+for several seconds in which the emulated processor is elsewhere."""
 LIMIT = 7
 """How many packets the capture with -c asks for."""
 SNAPLEN = 100
@@ -49,7 +52,7 @@ def _beside_tcpdump(
     context: Context, make: Callable[[], Any], *options: str, forked: bool = True
 ) -> None:
     """Capture what `make` makes with both tools, and keep everything."""
-    options = ("-B", str(capture.RING_KIB), *options)
+    options = ("-B", str(LARGE_RING_KIB), *options)
     ours = capture.writing(context, "vsockdump.pcapng", *options, forked=forked)
     judge = capture.tcpdump(context)
     with capture.together([judge, ours]):
@@ -137,6 +140,8 @@ def ways(context: Context) -> None:
             capture.Tool(context, sniffer, "sniffer", settle=1.0),
         )
     }
+    # scapy's socket has to hold what comes while it dissects.
+    Path("/proc/sys/net/core/rmem_max").write_text(str(capture.SNIFFER_BUFFER))
     devices = [_devices()]
     with capture.together(list(tools.values())):
         devices.append(_devices())

@@ -11,8 +11,8 @@ from .agent import Context, command
 from .peers import End, Listener, connect, payload
 from .truth import Direction, Truth
 
-BOOT_SECONDS = 60
-END_SECONDS = 30
+BOOT_SECONDS = 200
+END_SECONDS = 60
 HOST_SLEEP = 1.5
 """Seconds for which the host's slow reader does not read."""
 TO_GUEST_BYTES, SLOW_GUEST_BYTES = 300_000, 1_000_000

@@ -17,6 +17,7 @@ from scapy.packet import Packet
 from scapy.sendrecv import sniff
 
 from . import guard
+from .capture import SNIFFER_BUFFER
 
 
 def described(packet: Packet) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def main(device: str, file: str) -> None:
     guard.require_test_vm()
     import_module("vsockdump.dissectors.layers")
     # What arrives is dissected as it comes; a burst waits in the socket's buffer meanwhile.
-    conf.bufsize = 1 << 20
+    conf.bufsize = SNIFFER_BUFFER
     found = sniff(
         iface=device,
         started_callback=lambda: print(f"listening on {device}", file=sys.stderr, flush=True),

@@ -12,7 +12,7 @@ from typing import Any
 import plain_savefile
 import pytest
 
-from . import guest, kernel_suite, live, suite, vm
+from . import guest, kernel_suite, live, vm
 from .plain_frames import EOM, EOR, Frame, Pair, Sent, frames, sent
 from .results import told
 
