@@ -60,13 +60,19 @@ judges:
 		echo "not installed:$$missing; the tests that ask them are skipped" >&2; \
 	fi
 
+# A bare Debian has neither python3 nor its venv module; both are installed when that is allowed.
 $(VENV)/bin/python:
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null; \
+		else \
+			echo "needed: python3 with its venv module, as with: apt-get install python3 python3-venv" >&2; \
+			exit 1; \
+		fi; \
+	fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "vsockdump needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-		  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; } || \
-		{ echo "the venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml

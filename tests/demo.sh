@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The main job on a bundled capture: a receiver that stopped reading, seen from every side.
 set -eu
-tool=${1:-vsockdump}
-capture=$(dirname "$0")/../captures/stall-6.12.pcapng
+tool=$(realpath "$(command -v "${1:-vsockdump}")")
+cd "$(dirname "$0")/.."
+capture=captures/stall-6.12.pcapng
 [ -e "$capture" ] || capture=${capture%ng}
 
 show() {
 	printf '\n$ vsockdump'
-	printf ' %s' "${@/$capture/captures/$(basename "$capture")}"
+	printf ' %s' "$@"
 	printf '\n'
 	"$tool" "$@"
 }
