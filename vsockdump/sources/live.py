@@ -50,9 +50,6 @@ RETIRE_MS: Final = 50
 """How long a frame may wait in a block that is not full, in milliseconds."""
 IMMEDIATE_RETIRE_MS: Final = 4
 """The same in immediate mode: about a clock tick of older kernels, below what people notice."""
-IMMEDIATE_BLOCK: Final = 1 << 18
-"""Blocks of immediate mode, in bytes: each time-out uses one up, however little is in it, so that
-there have to be many for a reader to fall behind a little."""
 ROWS: Final = 8192
 """Frames to a batch, where so many are ready: large enough for columns, small enough for caches."""
 _DRAIN_S: Final = 1.0
@@ -115,10 +112,8 @@ class LiveCapture:
                     raise CaptureError(
                         f"{name} is not a vsockmon device (hardware type {hardware_type})"
                     )
-            if immediate:
-                shape, retire_ms = geometry(ring_bytes, IMMEDIATE_BLOCK), IMMEDIATE_RETIRE_MS
-            else:
-                shape, retire_ms = geometry(ring_bytes), RETIRE_MS
+            shape = geometry(ring_bytes)
+            retire_ms = IMMEDIATE_RETIRE_MS if immediate else RETIRE_MS
             self._make_rings(shape, retire_ms, snapped(program, snaplen))
             self._start_ns = time.time_ns()
             for opened in self._sockets:
