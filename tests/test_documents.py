@@ -102,7 +102,7 @@ def shape(text: str) -> str:
         return text
     text = re.sub(r"[0-9]", "1", text)
     text = re.sub(r"\b1+\.1+(?= >|:)", "1.1", text)
-    return re.sub(r"(?<![.:1])1+(?![.:1])", "1", text)
+    return re.sub(r"(?<![.:1-])1+(?![.:1-])", "1", text)
 
 
 def test_golden_lines_are_in_the_grammar() -> None:
