@@ -76,6 +76,11 @@ def remove_device(name: str = DEVICE) -> None:
     command("ip", "link", "delete", name)
 
 
+def quiet_console() -> None:
+    """Keep the kernel's own messages off the console, where they would come between."""
+    command("dmesg", "--console-level", "emerg")
+
+
 def bring_up() -> None:
     """Load the modules, raise the loopback interface, mount memory to work in."""
     guard.require_test_vm()
@@ -126,8 +131,7 @@ def _shell(words: list[str], results: Path) -> int:
 
     environment = dict(os.environ, RESULTS=str(results), TERM=os.environ.get("TERM", "linux"))
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    # The kernel's own messages would come between.
-    command("dmesg", "--console-level", "emerg")
+    quiet_console()
     print(BEGIN.decode(), flush=True)
     done = subprocess.run(words or ["bash", "--norc", "-i"], env=environment, cwd=results)
     print(END.decode(), flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,11 +16,11 @@ from . import kernels, suite, vm
 from .scenarios import EVERYWHERE, WITH_SUITE
 
 
-def boot(series: str, folder: pytest.TempPathFactory) -> vm.Run:
-    """Boot a kernel and carry out everything the tests look at."""
+def boot(series: str, folder: Path) -> vm.Run:
+    """Boot a kernel and carry out everything the tests look at; results go into `folder`."""
     # Those that belong to one kernel come first: the last of the others change the machine.
     names = [*(WITH_SUITE if series == suite.SERIES else ()), *EVERYWHERE]
-    return vm.boot(kernels.kept_kernel(series), names, folder.mktemp(f"linux-{series}") / "run")
+    return vm.boot(kernels.kept_kernel(series), names, folder)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,8 @@ def boots(
     if any("suite_run" in item.fixturenames for item in items):
         series.add(suite.SERIES)
     with ThreadPoolExecutor(len(kernels.SERIES)) as threads:
-        yield {name: threads.submit(boot, name, tmp_path_factory) for name in sorted(series)}
+        folders = {name: tmp_path_factory.mktemp(f"linux-{name}-") for name in sorted(series)}
+        yield {name: threads.submit(boot, name, folder) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="session", params=list(kernels.SERIES))

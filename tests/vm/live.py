@@ -19,6 +19,7 @@ from typing import Any
 
 from . import capture, kernel_suite, nested, spawn, traffic
 from .agent import DEVICE, Context, add_device, command, remove_device
+from .peers import wait_for_quiet
 from .truth import Truth
 
 SECOND = "vsockmon1"
@@ -52,6 +53,7 @@ def _beside_tcpdump(
     context: Context, make: Callable[[], Any], *options: str, forked: bool = True
 ) -> None:
     """Capture what `make` makes with both tools, and keep everything."""
+    wait_for_quiet()
     options = ("-B", str(LARGE_RING_KIB), *options)
     ours = capture.writing(context, "vsockdump.pcapng", *options, forked=forked)
     judge = capture.tcpdump(context)
@@ -112,6 +114,7 @@ class _Reader:
 
 def ways(context: Context) -> None:
     """Captures of the same traffic that are set up and ended in every way there is."""
+    wait_for_quiet()
     private = context.work / "private"
     private.mkdir(mode=0o700)
     os.chown(private, spawn.NOBODY, spawn.NOBODY)

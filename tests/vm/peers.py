@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -249,3 +250,18 @@ def close_both(first: End, second: End) -> None:
     first.close()
     second.close()
     time.sleep(0.05)
+
+
+def wait_for_quiet() -> None:
+    """Wait until no connection of earlier traffic is left: the kernel closes some only after 8 s.
+
+    Then a capture that begins holds nothing but what is made while it runs.
+    """
+    guard.require_test_vm()
+    until = time.monotonic() + TIMEOUT
+    while left := subprocess.run(
+        ["ss", "--no-header", "--all", "--vsock"], capture_output=True, text=True, check=True
+    ).stdout:
+        if time.monotonic() > until:
+            raise TimeoutError(f"connections that do not end: {left}")
+        time.sleep(0.2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from . import capture, filtering, kernels, live, tracking
+from . import capture, demo, filtering, kernels, live, tracking
 from .agent import Context
 from .bundle import BUNDLED, Bundled
+from .peers import wait_for_quiet
 
 Scenarios = Mapping[str, Callable[[Context], None]]
 
@@ -15,6 +16,7 @@ Scenarios = Mapping[str, Callable[[Context], None]]
 def _bundle(context: Context, *, row: Bundled) -> None:
     file = row.file(kernels.kept_kernel_of(context.release).series)
     options = ["-s", str(row.snaplen)] if row.snaplen else []
+    wait_for_quiet()
     with capture.writing(context, file, *options, forked=False) as tool:
         truth = row.make(context)
     context.keep(file)
@@ -35,6 +37,7 @@ WITH_SUITE: Scenarios = live.SUITE_SCENARIOS
 SCENARIOS: Scenarios = {
     **EVERYWHERE,
     **WITH_SUITE,
+    **demo.SCENARIOS,
     **{row.scenario: partial(_bundle, row=row) for row in BUNDLED},
 }
 """All that there is."""
