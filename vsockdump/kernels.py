@@ -95,7 +95,7 @@ def parse(text: str) -> Version | None:
     Debian and Ubuntu freeze the release's third number and tell the real one elsewhere
     (``/proc/version``, ``/proc/version_signature``); such a text gives the real one.
     """
-    found = re.search(r"\bDebian (\d+)\.(\d+)\.(\d+)", text)
+    found = re.search(r"(?<!\()\bDebian (\d+)\.(\d+)\.(\d+)", text)
     if found is None:
         found = re.search(r"^Ubuntu \S+ (\d+)\.(\d+)\.(\d+)", text)
     if found is None:

@@ -18,7 +18,7 @@ DIAG_SKIPPED = ("2",)
 """vsock_diag_test's last test counts the sockets of one side; on loopback both sides are here."""
 BULKY = ("big message", "invalid buffer", "MSG_ZEROCOPY", "multiple connections")
 """Tests that a small capture leaves out: they move much, or repeat themselves."""
-PERF_BYTES = 64 << 20
+PERF_BYTES = 16 << 20
 
 _TEST = re.compile(r"^(\d+) - (.*?)\.\.\.(\S*)", re.M)
 

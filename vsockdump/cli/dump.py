@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -198,6 +199,19 @@ def dump(**options: Any) -> int:
     return _Run(options).run()
 
 
+def _load_the_rest() -> None:
+    """Import what is otherwise imported when it is used: another user may not read our files."""
+    for name in (
+        "isal.igzip",
+        "zstandard",
+        "vsockdump.filters",
+        "vsockdump.sinks.jsonlines",
+        "vsockdump.sinks.savefile",
+        "vsockdump.tracking.tracker",
+    ):
+        import_module(name)
+
+
 class _Run:
     """One call of the command, with its options."""
 
@@ -226,6 +240,7 @@ class _Run:
             if options["user"]:
                 from vsockdump.privileges import drop
 
+                _load_the_rest()
                 drop(options["user"])
             interrupt = Interrupt(source)
             stack.enter_context(interrupt.watched())
