@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable
 
@@ -262,6 +263,7 @@ CAPLEN, TRAILER = 20, len(FRAME) - 4
             f"a block of type 6 claims a length of {pcapng.MAX_BLOCK + 4} bytes",
         ),
     ],
+    ids=itertools.count(),
 )
 def test_a_block_that_contradicts_itself_ends_the_file(wrong: bytes, said: str) -> None:
     assert reason(HEAD, wrong) == said
@@ -288,6 +290,7 @@ def test_packets_need_an_interface() -> None:
         (section(">"), 13, len(section(">"))),
         (block("<", UNKNOWN, bytes(90)), 50, len(block("<", UNKNOWN, bytes(90)))),
     ],
+    ids=itertools.count(),
 )
 def test_a_cut_is_told_with_what_is_missing(whole: bytes, there: int, needed: int) -> None:
     said = damage(HEAD + whole[:there])

@@ -7,6 +7,7 @@ reader: all packets before the damage, then one error that names the file, the o
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import random
 import struct
@@ -269,6 +270,7 @@ def test_a_path_names_itself_in_its_error(tmp_path: Path) -> None:
         (gzip.compress(b"", mtime=0)[:-9], "cut short"),
         (b"\x1f\x8b\xff\xff\xff\xff", "the compressed data is corrupt"),
     ],
+    ids=itertools.count(),
 )
 def test_what_is_no_savefile_is_refused_and_closed(
     tmp_path: Path, data: bytes, reason: str

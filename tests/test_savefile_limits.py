@@ -291,6 +291,7 @@ def test_a_block_of_gigabytes_is_not_kept(whole: bool) -> None:
         HEAD + np.array([1, 0x7FFF_FFFC], "<u4").tobytes(),
         pcap_header(MAGIC) + np.array([0, 0, 0xFFFF_FFFF, 1], "<u4").tobytes(),
     ],
+    ids=["packet", "interface", "record"],
 )
 def test_a_packet_of_gigabytes_is_damage_at_once(claim: bytes) -> None:
     peak, packets, error = peak_of([claim, *[bytes(MIB)] * 40])
