@@ -260,7 +260,6 @@ CLOSE_TIMEOUT = 9.0
 def wait_for_quiet() -> None:
     """Wait until the kernel has given up on every close of earlier traffic that was not answered.
 
-    It does so with an RST, which a capture that begins now would show. No list of sockets tells
-    which are left: they have been removed from all of them.
+    It does so with an RST, which a capture that begins now would show.
     """
     time.sleep(CLOSE_SECONDS)
