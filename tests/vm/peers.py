@@ -253,10 +253,6 @@ def close_both(first: End, second: End) -> None:
     time.sleep(0.05)
 
 
-CLOSE_TIMEOUT = 9.0
-"""Seconds after which the kernel has ended every connection: VSOCK_CLOSE_TIMEOUT is eight."""
-
-
 def wait_for_quiet() -> None:
     """Wait until the kernel has given up on every close of earlier traffic that was not answered.
 
