@@ -46,14 +46,16 @@ docs: $(VENV)/.developing ## Write the pages that are made from the program
 clean: ## Remove what make and the tools left
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/data
 
-# tshark and tcpdump judge our bytes independently. Without them their tests are skipped, never in CI.
+# tshark, tcpdump and the kernel's own headers judge our bytes independently. Without them their tests
+# are skipped, never in CI.
 judges:
 	@missing=; \
 	for tool in tshark capinfos tcpdump; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -e /usr/include/linux/vsockmon.h ] || missing="$$missing linux-libc-dev"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tshark tcpdump >/dev/null; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tshark tcpdump linux-libc-dev >/dev/null; \
 	elif [ -n "$$CI" ]; then \
 		echo "not installed:$$missing" >&2; exit 1; \
 	else \
