@@ -61,6 +61,8 @@ def _beside_tcpdump(
     judge = capture.tcpdump(context)
     with capture.together([judge, ours]):
         truth = make()
+        # Else a late RST comes between the one's end and the other's.
+        wait_for_quiet()
         statuses = [ours.stop(), judge.stop()]
     if any(statuses):
         raise RuntimeError(f"statuses {statuses}: {ours.text()} {judge.text()}")

@@ -256,6 +256,6 @@ def close_both(first: End, second: End) -> None:
 def wait_for_quiet() -> None:
     """Wait until the kernel has given up on every close of earlier traffic that was not answered.
 
-    It does so with an RST, which a capture that begins now would show.
+    It does so with an RST, which a capture that begins or ends now may or may not show.
     """
     time.sleep(CLOSE_SECONDS)

