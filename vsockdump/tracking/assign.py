@@ -1,8 +1,8 @@
 """Which connection each packet belongs to: keys, generations, late RSTs.
 
-Strategy: keys are looked up for the whole batch; rows are sorted by key once; within a key's rows
-a generation begins at every REQUEST. docs/credit-model.md says the rules. A late RST, which
-belongs to the generation before, is rare and costs a second sort.
+Strategy: keys are looked up for the whole batch, most of them in a cache; rows are sorted by key
+once; within a key's rows a generation begins at every REQUEST. docs/credit-model.md says the
+rules. A late RST, which belongs to the generation before, is rare and costs a second sort.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vsockdump import wire
 from vsockdump.frames import Bools, Ints
 from vsockdump.packets import PacketBatch
+from vsockdump.tracking import cache
 from vsockdump.tracking.segments import Runs, argsort
 from vsockdump.tracking.states import BOTH_SHUT, State
 from vsockdump.tracking.store import Store
@@ -79,23 +80,42 @@ class Assigner:
 
     def assign(self, batch: PacketBatch) -> Rows | None:
         """The followed packets of the batch in their connections; None if there are none."""
-        types = batch.headers["type"]
-        followed = batch.has_virtio & ((types == Type.STREAM) | (types == Type.SEQPACKET))
-        row = np.flatnonzero(followed)
-        keys, low = canonical(batch.headers if row.size == len(batch) else batch.headers[row])
-        alone = (keys[:, 0] == keys[:, 1]) & (keys[:, 2] >> _PORT_BITS == keys[:, 2] & _PORTS)
-        if alone.any():
-            row, keys, low = row[~alone], keys[~alone], low[~alone]
+        entries = self._store.cache.find(batch.headers)
+        unknown = np.flatnonzero(entries == EMPTY)
+        if unknown.size:
+            self._look_up(batch, entries, unknown)
+        row = np.flatnonzero(entries != EMPTY)
         if not row.size:
             return None
-        slot = self._slots(batch, keys, row)
+        if row.size < entries.size:
+            entries = entries[row]
+        slot = self._store.table.slots(cache.home(entries))
         order = argsort(slot)
-        return self._generations(batch, row[order], slot[order], low[order])
+        return self._generations(batch, row[order], slot[order], cache.low(entries)[order])
 
-    def _slots(self, batch: PacketBatch, keys: Keys, row: Ints) -> Ints:
-        """The slot of each key's latest generation; new keys get a blank one (its number is 0)."""
+    def _look_up(self, batch: PacketBatch, entries: Ints, row: Ints) -> None:
+        """Fill in the entries of the packets at ``row`` that are followed, with new keys too."""
+        types = batch.headers["type"][row]
+        row = row[batch.has_virtio[row] & ((types == Type.STREAM) | (types == Type.SEQPACKET))]
+        headers = batch.headers.take(row)
+        keys, low = canonical(headers)
+        alone = (keys[:, 0] == keys[:, 1]) & (keys[:, 2] >> _PORT_BITS == keys[:, 2] & _PORTS)
+        if alone.any():
+            row, keys, low, headers = row[~alone], keys[~alone], low[~alone], headers[~alone]
+        if not row.size:
+            return
+        if self._store.reserve(len(keys)):
+            # Homes have changed, and so have all entries: look everything up.
+            found = np.flatnonzero(entries != EMPTY)
+            entries[:] = EMPTY
+            self._look_up(batch, entries, np.sort(np.concatenate([found, row])))
+            return
+        homes = self._homes(batch, keys, row)
+        entries[row] = self._store.cache.store(headers, homes, low)
+
+    def _homes(self, batch: PacketBatch, keys: Keys, row: Ints) -> Ints:
+        """The home of each key; new keys get a blank slot (its number is 0). Room is reserved."""
         store = self._store
-        store.reserve(len(keys))
         homes, hashes = store.table.find(keys)
         unknown = np.flatnonzero(homes == EMPTY)
         while unknown.size:
@@ -107,7 +127,7 @@ class Assigner:
             # Two keys may share a hash, and only one of them is known now: look again.
             homes[unknown], _ = store.table.find(keys[unknown])
             unknown = np.flatnonzero(homes == EMPTY)
-        return store.table.slots(homes)
+        return homes
 
     def _generations(self, batch: PacketBatch, row: Ints, slot: Ints, low: Bools) -> Rows:
         store = self._store
@@ -215,7 +235,7 @@ class Assigner:
         first = runs.begins[new]
         order = np.argsort(row[first], kind="stable")
         first, slots = first[order], slots[new][order]
-        headers = batch.headers[row[first]]
+        headers = batch.headers.take(row[first])
         conn = self._store.conn
         request = op[first] == Op.REQUEST
         src_port, dst_port = headers["src_port"], headers["dst_port"]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsockdump.frames import Bools, Ints
+from vsockdump.tracking.cache import AddressCache
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.states import ENDED, State
 from vsockdump.tracking.table import EMPTY, Keys, KeyTable
@@ -121,6 +122,7 @@ class Store:
         self.left = 0
         """Connections that were given up to keep the limit."""
         self.table = KeyTable()
+        self.cache = AddressCache()
         self.conn = _columns(CONNECTION, (_FIRST_SIZE,))
         self.side = _columns(SIDE, (_FIRST_SIZE, 2))
         self._live = np.zeros(_FIRST_SIZE, np.bool_)
@@ -150,11 +152,14 @@ class Store:
         self._live[slots] = True
         return slots
 
-    def reserve(self, more: int) -> None:
-        """Make room for so many keys in the table, so that homes stay until there are as many."""
-        if self.table.crowded(more):
-            moved, homes = self.table.grow(more)
-            self.conn["home"][moved] = homes
+    def reserve(self, more: int) -> bool:
+        """Make room for so many keys in the table; whether homes have changed for it."""
+        if not self.table.crowded(more):
+            return False
+        moved, homes = self.table.grow(more)
+        self.conn["home"][moved] = homes
+        self.cache.clear()
+        return True
 
     def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> None:
         """Enter distinct new keys into the table; room is reserved."""
@@ -180,6 +185,7 @@ class Store:
         self.conn["owed"][orphans] = EMPTY
         kept, homes = self.table.rebuild(self._live)
         self.conn["home"][kept] = homes
+        self.cache.clear()
         return gone
 
     def over(self, slots: Ints) -> Bools:

@@ -1,0 +1,126 @@
+"""A cache in front of the key table: the addresses of a packet as they are, to what they mean.
+
+Strategy: nearly every packet's addresses were seen before in just this order, so that neither has
+the key to be made nor its endpoints to be put in order. An address has two places, chosen by a
+hash that is keyed with random numbers: the first while it is free, else the second, from which it
+drives out whoever has it. Entries are compared whole, and hold no more than the table says:
+forgetting all of them costs time, never rightness.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsockdump import wire
+from vsockdump.frames import Bools, Ints
+from vsockdump.tracking.table import EMPTY
+
+_WORDS: Final = 3
+"""An address is three words of a header record: both CIDs, both ports."""
+_TYPE: Final = np.int64(0xFFFF)
+_LOW: Final = np.int64(0x10000)
+_HOME_SHIFT: Final = np.int64(17)
+"""An entry is its type, whether its sender is the lower one, and above these bits the home."""
+_FIRST_SIZE: Final = 1 << 12
+_LARGEST: Final = 1 << 19
+_SPARSE: Final = 8
+"""Places kept for each entry."""
+_NOTHING: Final = np.uint64(np.iinfo(np.uint64).max)
+"""EMPTY in all its bits."""
+_ENTRY: Final = np.dtype("V32")
+
+
+class AddressCache:
+    """Maps addresses and type of packets to homes in the key table, and who is the lower one."""
+
+    def __init__(self) -> None:
+        self._factors = [np.uint64(secrets.randbits(64) | 1) for _ in range(_WORDS)]
+        self._resize(_FIRST_SIZE)
+
+    def _resize(self, size: int) -> None:
+        self._stored = 0
+        bits = size.bit_length() - 1
+        self._shifts = (np.uint64(64 - bits), np.uint64(64 - 2 * bits))
+        self._mask = np.uint64(size - 1)
+        # Whoever matches an empty entry is told EMPTY, which is right.
+        self._entries = np.full((size, _WORDS + 1), _NOTHING)
+
+    def clear(self) -> None:
+        """Forget everything: the homes have changed."""
+        self._resize(len(self._entries))
+
+    def _places(self, words: NDArray[np.uint64], which: int) -> Ints:
+        mixed = words[:, 0] * self._factors[0]
+        for place in range(1, _WORDS):
+            mixed += words[:, place] * self._factors[place]
+        mixed >>= self._shifts[which]
+        mixed &= self._mask
+        return mixed.view(np.int64)
+
+    def _look(self, words: NDArray[np.uint64], types: NDArray[Any], which: int) -> Ints:
+        """What is said of each row at its first or second place; EMPTY where it is another's."""
+        there = self._entries.view(_ENTRY)[:, 0].take(self._places(words, which))
+        entries = there.view(np.uint64).reshape(len(words), _WORDS + 1)
+        value: Ints = entries[:, _WORDS].view(np.int64)
+        right = value & _TYPE == types
+        for place in range(_WORDS):
+            right &= entries[:, place] == words[:, place]
+        if right.all():
+            return value.copy()
+        return np.where(right, value, EMPTY)
+
+    def find(self, headers: NDArray[Any]) -> Ints:
+        """An entry for each header record, EMPTY where there is none; see ``home`` and ``low``."""
+        words = _words(headers)
+        types = headers["type"]
+        found = self._look(words, types, 0)
+        others = np.flatnonzero(found == EMPTY)
+        if others.size and self._stored:
+            found[others] = self._look(words[others], types[others], 1)
+        return found
+
+    def store(self, headers: NDArray[Any], homes: Ints, low: Bools) -> Ints:
+        """Enter what the table said of these headers; returns their entries."""
+        types = headers["type"].astype(np.int64)
+        values = homes << _HOME_SHIFT | low * _LOW | types
+        self._reserve(np.unique(values).size)
+        words = _words(headers)
+        entries = np.empty((values.size, _WORDS + 1), np.uint64)
+        entries[:, :_WORDS], entries[:, _WORDS] = words, values
+        first = self._places(words, 0)
+        free = self._entries[first, _WORDS] == _NOTHING
+        self._entries[first[free]] = entries[free]
+        lost = (self._entries[first] != entries).any(axis=1)
+        self._entries[self._places(words[lost], 1)] = entries[lost]
+        return values
+
+    def _reserve(self, more: int) -> None:
+        """Begin anew with a larger cache when this one would be crowded."""
+        size, stored = len(self._entries), self._stored + more
+        if size < _LARGEST and _SPARSE * stored > size:
+            while size < _LARGEST and _SPARSE * stored > size:
+                size *= 2
+            self._resize(size)
+            stored = more
+        self._stored = stored
+
+
+def home(entries: Ints) -> Ints:
+    """The home in the key table of each entry."""
+    return entries >> _HOME_SHIFT
+
+
+def low(entries: Ints) -> Bools:
+    """Whether each entry's sender is its key's lower endpoint."""
+    lower: Bools = entries & _LOW != 0
+    return lower
+
+
+def _words(headers: NDArray[Any]) -> NDArray[np.uint64]:
+    """The address words of header records, shape (n, 3), without copying."""
+    size = wire.HEADERS.itemsize // 8
+    return headers.view(np.uint64).reshape(len(headers), size)[:, :_WORDS]
