@@ -9,14 +9,17 @@ that has to wait for it would lose packets for no fault of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,6 +28,7 @@ from typing import Any, NoReturn
 from . import guard
 
 DEVICE = "vsockmon0"
+BEAT = "beat"
 SCENARIO_SECONDS = 300
 MODULES = ("vsock_loopback", "vsockmon", "vsock_diag")
 _WORK = Path("/run/vsockdump")
@@ -125,6 +129,18 @@ def carry_out(name: str, results: Path) -> bool:
     return bool(status["ok"])
 
 
+@contextlib.contextmanager
+def _beating(beat: Path) -> Iterator[None]:
+    """Let `beat` grow every two seconds, which says on the other side that the VM is alive."""
+    loop = f"while sleep 2; do echo >> {shlex.quote(str(beat))}; done"
+    heart = subprocess.Popen(["sh", "-c", loop])
+    try:
+        yield
+    finally:
+        heart.kill()
+        heart.wait()
+
+
 def _shell(words: list[str], results: Path) -> int:
     """Run a command, or a shell, on the console; its exit status."""
     from .shell import BEGIN, END
@@ -153,7 +169,8 @@ def main() -> int:
         status = _shell(options.shell, options.results)
         write_json(options.results / "done.json", status)
         return status
-    ended = {name: carry_out(name, options.results) for name in options.scenarios}
+    with _beating(options.results / BEAT):
+        ended = {name: carry_out(name, options.results) for name in options.scenarios}
     write_json(options.results / "done.json", ended)
     os.sync()
     return 0 if all(ended.values()) else 1

@@ -28,9 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from . import guard, kernels
+from .agent import BEAT
 
 BOOT_SECONDS = 300
 """How long a boot may take; a slow machine under load needs more than a minute."""
+HUNG_SECONDS = 100
+"""How long the agent may give no sign of life."""
 MEMORY = "2G"
 CPUS = 1
 """With several emulated processors, a kernel that patches its own code on one of them now and then
@@ -155,16 +158,28 @@ class Console:
         return chunk or None
 
 
-def _watch(console: Console, beat: Path, limit: float, show: Callable[[bytes], None]) -> str | None:
+class Hung(VMError):
+    """The VM stands still: its processors do nothing any more."""
+
+
+def _watch(
+    console: Console, folder: Path, limit: float, show: Callable[[bytes], None]
+) -> str | None:
     """Show the console until its end; say which limit was passed, if one was."""
-    started = time.monotonic()
+    up, beat = folder / "agent.json", folder / BEAT
+    started = changed = time.monotonic()
+    size = 0
     while (chunk := console.read(0.2)) is not None:
         show(chunk)
-        spent = time.monotonic() - started
-        if spent > BOOT_SECONDS and not beat.exists():
+        now = time.monotonic()
+        if now - started > BOOT_SECONDS and not up.exists():
             return f"did not boot within {BOOT_SECONDS} s"
-        if spent > limit:
+        if now - started > limit:
             return f"did not finish within {limit:g} s"
+        if beat.exists() and size != (size := beat.stat().st_size):
+            changed = now
+        if size and now - changed > HUNG_SECONDS:
+            raise Hung(f"the VM gave no sign of life for {HUNG_SECONDS} s")
     console.process.wait()
     return None
 
@@ -181,18 +196,33 @@ def boot(
 
     `folder` is made when missing and has to be empty; `show` gets what the console shows. A
     scenario that failed does not raise here but where its results are asked for; a VM that did
-    not come up or to its end does.
+    not come up or to its end does. One that stands still is booted once more.
     """
+    try:
+        return _boot(kernel, scenarios, folder, seconds, show)
+    except Hung as hung:
+        # QEMU without KVM, emulating a processor that runs a guest itself, does so at times.
+        print(f"{hung}; once more", file=sys.stderr)
+        folder.rename(folder.with_name(f"{folder.name}-hung"))
+        return _boot(kernel, scenarios, folder, seconds, show)
+
+
+def _boot(
+    kernel: kernels.Kernel,
+    scenarios: Sequence[str],
+    folder: Path,
+    seconds: float,
+    show: Callable[[bytes], None],
+) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise VMError(f"{folder} is not empty")
     token = secrets.token_hex(8)
     command = vng_command(kernel, folder, agent_command(folder, scenarios), token=token)
     log = folder / "console.log"
-    beat = folder / "agent.json"
     with Console(command, log) as console:
-        late = _watch(console, beat, seconds, show)
-    if late is None and not beat.exists():
+        late = _watch(console, folder, seconds, show)
+    if late is None and not (folder / "agent.json").exists():
         late = f"ended before it was up (virtme-ng's status {console.process.returncode})"
     if late is None and not (folder / "done.json").exists():
         late = "died before its scenarios were done"
