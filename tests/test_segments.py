@@ -61,6 +61,22 @@ def test_marked_rows_are_found_within_their_run(case: tuple[Runs, list[list[int]
     assert runs.earliest(mask).tolist() == earliest
 
 
+@given(runs_and(st.integers(0, 1)))
+def test_rows_since_a_mark_and_before_a_turn(case: tuple[Runs, list[list[int]]]) -> None:
+    runs, parts = case
+    mask = flat(parts).astype(np.bool_)
+    assert runs.since(mask).tolist() == [any(p[: n + 1]) for p in parts for n in range(len(p))]
+    turns, begin = runs.turn(mask).tolist(), 0
+    for part in parts:
+        for row, value in enumerate(part):
+            others = [begin + other for other in range(row) if part[other] != value]
+            if others:
+                assert turns[begin + row] == others[-1]
+            else:
+                assert turns[begin + row] < begin
+        begin += len(part)
+
+
 @given(runs_and(st.integers()))
 def test_a_row_knows_its_predecessor_and_a_first_row_what_was_carried(
     case: tuple[Runs, list[list[int]]],

@@ -27,13 +27,23 @@ _PORT_BITS: Final = np.uint64(32)
 _PORTS: Final = np.uint64(0xFFFF_FFFF)
 
 
+_END: Final = np.dtype(
+    {
+        "names": ["len", "type", "op", "flags", "buf_alloc", "fwd_cnt"],
+        "formats": ["<u4", "<u2", "<u2", "<u4", "<u4", "<u4"],
+        "itemsize": 24,
+    }
+)
+"""The end of a record of ``wire.HEADERS``, from ``len`` on: all that credit depends on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rows:
     """The followed packets of a batch, sorted by connection and then by time of arrival.
 
     All columns (n,): ``row`` in the batch; ``slot``; ``server`` whether the server sent it;
-    ``counts`` whether it came on the interface its key is followed on. ``runs`` are the
-    connections' rows and ``slots`` (r,) the slot of each run.
+    ``counts`` whether it came on the interface its key is followed on; ``headers`` the end of the
+    virtio header. ``runs`` are the connections' rows and ``slots`` (r,) the slot of each run.
     """
 
     batch: PacketBatch
@@ -43,6 +53,7 @@ class Rows:
     slot: Ints
     server: Bools
     counts: Bools
+    headers: NDArray[Any]
     op: NDArray[Any]
     flags: NDArray[Any]
     length: Ints
@@ -131,10 +142,14 @@ class Assigner:
 
     def _generations(self, batch: PacketBatch, row: Ints, slot: Ints, low: Bools) -> Rows:
         store = self._store
-        frames, headers = batch.frames, batch.headers
-        op, flags = headers["op"][row], headers["flags"][row]
-        interface = frames.interface[row]
-        counts = interface == store.conn["interface"][slot]
+        frames = batch.frames
+        headers = _ends(batch.headers).take(row).view(_END)
+        op, flags = headers["op"].copy(), headers["flags"]
+        if len(frames.interfaces) == 1:
+            interface, counts = np.zeros(row.size, np.int64), np.ones(row.size, np.bool_)
+        else:
+            interface = frames.interface[row]
+            counts = interface == store.conn["interface"][slot]
         starts = np.ones(row.size, np.bool_)
         starts[1:] = slot[1:] != slot[:-1]
         keys = Runs.of(starts)
@@ -157,8 +172,8 @@ class Assigner:
             for at, owner in late.items():
                 slot[at] = owner
             order = argsort(slot)
-            row, slot, low = row[order], slot[order], low[order]
-            op, flags, counts = op[order], flags[order], counts[order]
+            row, slot, low, counts = row[order], slot[order], low[order], counts[order]
+            headers, op, flags = headers[order], op[order], flags[order]
             starts[1:] = slot[1:] != slot[:-1]
             runs = Runs.of(starts)
             slots = slot[runs.begins]
@@ -171,9 +186,10 @@ class Assigner:
             slot=slot,
             server=server,
             counts=counts,
+            headers=headers,
             op=op,
             flags=flags,
-            length=headers["len"][row].astype(np.int64),
+            length=headers["len"].astype(np.int64),
             time_ns=frames.time_ns[row],
             number=frames.number[row],
         )
@@ -309,6 +325,13 @@ class Assigner:
                 late[int(first[place])] = owner
                 taken.add(place)
         return late
+
+
+def _ends(headers: NDArray[Any]) -> NDArray[np.void]:
+    """The end of each header record, opaque, as it lies in memory."""
+    size = wire.HEADERS.itemsize
+    shape, form = headers.shape, f"V{_END.itemsize}"
+    return np.ndarray(shape, form, headers, size - _END.itemsize, (size,))
 
 
 def shut_bits(op: NDArray[Any], flags: NDArray[Any], server: Bools) -> NDArray[np.uint8]:

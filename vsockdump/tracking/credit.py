@@ -21,8 +21,9 @@ from vsockdump.frames import Bools, Ints
 from vsockdump.tracking.assign import Rows, shut_bits
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.segments import Runs
-from vsockdump.tracking.states import ENDED, State, state_of
+from vsockdump.tracking.states import OVER, state_of
 from vsockdump.tracking.store import NO_BASE, Store
+from vsockdump.tracking.table import EMPTY
 from vsockdump.wire import Op
 
 _MODULO: Final = 1 << 32
@@ -37,21 +38,43 @@ def signed(difference: Ints) -> Ints:
     return (difference + _HALF & _MASK) - _HALF
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Life:
     """Each connection's state around each packet, columns (n,).
 
     ``active``: the packet counts and came before the end (the RST that ends is active);
     ``before`` and ``after`` are states; ``shut_before`` and ``shut`` the bits of shut directions;
-    ``alive``: the connection has not ended after it.
+    ``alive``: the connection has not ended after it. ``carried*`` (r,) is what was before.
     """
 
+    rows: Rows
     active: Bools
-    before: NDArray[np.uint8]
-    after: NDArray[np.uint8]
-    shut_before: NDArray[np.uint8]
+    speaks: Bools
     shut: NDArray[np.uint8]
     alive: Bools
+    carried: NDArray[np.uint8]
+    carried_shut: NDArray[np.uint8]
+    carried_spoken: Bools
+
+    @cached_property
+    def after(self) -> NDArray[np.uint8]:
+        """The state after each packet."""
+        runs = self.rows.runs
+        spoken = runs.since(_speaks_up(self.rows, self.active)) | self.carried_spoken[runs.run]
+        # Behind its end a connection neither speaks nor shuts anything.
+        after = state_of(self.shut, spoken, ~self.alive)
+        over = OVER[self.carried]
+        return np.where(over[runs.run], self.carried[runs.run], after) if over.any() else after
+
+    @cached_property
+    def before(self) -> NDArray[np.uint8]:
+        """The state before each packet."""
+        return self.rows.runs.before(self.after, self.carried)
+
+    @cached_property
+    def shut_before(self) -> NDArray[np.uint8]:
+        """The directions that were shut before each packet."""
+        return self.rows.runs.before(self.shut, self.carried_shut)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,88 +123,127 @@ class Account:
         return room
 
 
+def _speaks_up(rows: Rows, active: Bools) -> Bools:
+    """Packets after which a connection is more than asked for.
+
+    A REQUEST is only ever the first packet; any other one but an RST means that both spoke.
+    """
+    more: Bools = active & (rows.op != Op.REQUEST) & (rows.op != Op.RST)
+    return more
+
+
 def live(rows: Rows, store: Store) -> Life:
     """States of the batch's connections; carries them in the store."""
-    runs, slots = rows.runs, rows.slots
-    conn = store.conn
-    carried = conn["state"][slots]
-    over = np.isin(carried, [*ENDED, State.STRAY])
-    rst = (rows.op == Op.RST) & rows.counts
-    any_rst = bool(rst.any())
-    ended = over[runs.run]
-    if any_rst:
-        ended = ended | (runs.cumsum(rst) - rst > 0)
-    active = rows.counts & ~ended
-    bits = shut_bits(rows.op, rows.flags, rows.server)
-    bits[~active] = 0
-    shut = conn["shut"][slots][runs.run]
-    if bits.any():
-        for bit in (1, 2):
-            shut = shut | np.where(runs.latest(bits & bit != 0) >= 0, bit, 0).astype(np.uint8)
-    # A REQUEST is only ever the first packet; any other one but an RST means that both spoke.
-    speaks = active & (rows.op != Op.REQUEST) & ~rst
-    spoken = (runs.latest(speaks) >= 0) | conn["spoken"][slots][runs.run]
-    reset = rst & active
-    after = state_of(shut, spoken, np.zeros(rst.size, np.bool_))
+    runs, slots, conn = rows.runs, rows.slots, store.conn
+    carried, carried_shut = conn["state"][slots], conn["shut"][slots]
+    spoken = carried_spoken = conn["spoken"][slots]
+    over = OVER[carried]
+    rst = rows.op == Op.RST
+    resets = np.flatnonzero(rst)
+    ended = np.zeros(rst.size, np.bool_)
+    reset = over
+    if resets.size:
+        # What ends a connection is the first RST that counts; the rows behind it are inactive.
+        rst &= rows.counts
+        since = runs.since(rst)
+        ended[1:] = since[:-1]
+        ended[runs.begins] = False
+        reset = over | since[runs.lasts]
     if over.any():
-        after = np.where(over[runs.run], carried[runs.run], after)
-    if any_rst:
-        ending = runs.latest(reset)
-        at = np.maximum(ending, 0)
-        final = state_of(shut[at], spoken[at], np.ones(rst.size, np.bool_))
-        after = np.where(ending >= 0, final, after)
-    before = runs.before(after, carried)
-    shut_before = runs.before(shut, conn["shut"][slots])
+        ended |= over[runs.run]
+    active = rows.counts & ~ended
+    shut = np.zeros(rst.size, np.uint8)
+    if carried_shut.any():
+        shut |= carried_shut[runs.run]
+    shuts = np.flatnonzero((rows.op == Op.SHUTDOWN) & active)
+    if shuts.size:
+        bits = np.zeros(rst.size, np.uint8)
+        bits[shuts] = shut_bits(rows.op[shuts], rows.flags[shuts], rows.server[shuts])
+        for bit in (1, 2):
+            shut |= runs.since(bits & bit != 0).view(np.uint8) * np.uint8(bit)
+    if not spoken.all():
+        spoken = spoken | runs.since(_speaks_up(rows, active))[runs.lasts]
     last = runs.lasts
     conn["last_number"][slots] = np.where(over, conn["last_number"][slots], rows.number[last])
-    conn["state"][slots] = after[last]
+    conn["state"][slots] = np.where(over, carried, state_of(shut[last], spoken, reset))
     conn["shut"][slots] = shut[last]
-    conn["spoken"][slots] = spoken[last]
-    alive = ~ended & ~reset
+    conn["spoken"][slots] = spoken
     return Life(
+        rows=rows,
         active=active,
-        before=before,
-        after=after,
-        shut_before=shut_before,
+        speaks=active & ~rst,
         shut=shut,
-        alive=alive,
+        alive=~(ended | rst),
+        carried=carried,
+        carried_shut=carried_shut,
+        carried_spoken=carried_spoken,
     )
+
+
+def _other_side(rows: Rows) -> Ints:
+    """For every row the last one of the other side before it; (n + 2r,), see ``_advertised``."""
+    runs, server = rows.runs, rows.server
+    place = runs.turn(server)
+    none = np.flatnonzero(place < runs.first)
+    place[none] = server.size + 2 * runs.run[none] + ~server[none]
+    return place
+
+
+def _advertised(
+    rows: Rows, life: Life, place: Ints, field: str, carried: Ints
+) -> tuple[Ints, Ints]:
+    """What the client, and what the server, last said in ``field``, after each packet.
+
+    A packet tells its sender's; the other side's is that of its last packet, or what was
+    ``carried`` (r, 2), as ``place`` says. A packet that is not active or an RST tells nothing:
+    there the sender's last stands.
+    """
+    runs, server = rows.runs, rows.server
+    own = rows.headers[field].astype(np.int64)
+    silent = np.flatnonzero(~life.speaks)
+    for sender in (0, 1) if silent.size else ():
+        mine = silent[server[silent] == bool(sender)]
+        speaks = np.flatnonzero(life.speaks & (server == bool(sender)))
+        speaks = np.append(EMPTY, speaks)
+        before = speaks[np.searchsorted(speaks, mine) - 1]
+        told = before >= runs.first[mine]
+        own[mine] = np.where(told, own[before], carried[runs.run[mine], sender])
+    other = np.concatenate([own, carried.reshape(-1)]).take(place)
+    return np.where(server, other, own), np.where(server, own, other)
 
 
 def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
     """Both directions' figures; carries them in the store. Direction 0 is client to server."""
     runs, slots, side, last = rows.runs, rows.slots, store.side, rows.runs.lasts
-    headers = rows.batch.headers
-    speaks = life.active & (rows.op != Op.RST)
-    write = rows.op == Op.RW
-    buf_alloc = headers["buf_alloc"][rows.row].astype(np.int64)
-    fwd_cnt = headers["fwd_cnt"][rows.row].astype(np.int64)
-    adverts, buffers, forwards = [], [], []
+    write = (rows.op == Op.RW) & life.speaks
+    fwd_cnt = rows.headers["fwd_cnt"].astype(np.int64)
+    adverts = (life.speaks & ~rows.server, life.speaks & rows.server)
+    others = _other_side(rows)
+    buffers, forwards = (
+        _advertised(rows, life, others, field, side[field][slots])
+        for field in ("buf_alloc", "fwd_cnt")
+    )
     for sender in (0, 1):
-        place = (slots, sender)
-        advert = speaks & (rows.server if sender else ~rows.server)
-        latest = runs.latest_or_carried(advert)
-        buffer = np.concatenate([buf_alloc, side["buf_alloc"][place]])[latest]
-        forward = np.concatenate([fwd_cnt, side["fwd_cnt"][place]])[latest]
-        side["buf_alloc"][place], side["fwd_cnt"][place] = buffer[last], forward[last]
-        adverts.append(advert)
-        buffers.append(buffer)
-        forwards.append(forward)
+        side["buf_alloc"][slots, sender] = buffers[sender][last]
+        side["fwd_cnt"][slots, sender] = forwards[sender][last]
     least = np.minimum(buffers[0], buffers[1])
     accounts = []
     for sender in (0, 1):
         peer, place = 1 - sender, (slots, sender)
-        data = adverts[sender] & write
-        sent = runs.cumsum(np.where(data, rows.length, 0))
-        base = side["base"][place]
-        carried = side["sent"][place]
-        tx_cnt = sent + (base + carried)[runs.run]
+        data = write & adverts[sender]
+        moved = rows.length * data
+        total = np.cumsum(moved)
+        before = total[runs.begins] - moved[runs.begins]
+        base, carried = side["base"][place], side["sent"][place]
         quiet = buffers[peer] == NULL
         unknown = base == NO_BASE
-        side["sent"][place] = carried + sent[last]
+        side["sent"][place] = carried + total[last] - before
         if unknown.any():
-            base, tx_cnt = _anchor(runs, base, sent + carried[runs.run], adverts[peer], fwd_cnt)
+            sent = total + (carried - before)[runs.run]
+            base, tx_cnt = _anchor(runs, base, sent, adverts[peer], fwd_cnt)
             quiet |= tx_cnt == NULL
+        else:
+            tx_cnt = total + (base + carried - before)[runs.run]
         in_flight = tx_cnt - forwards[peer] & _MASK
         in_flight[quiet] = NULL
         ahead = np.zeros(0, np.int64)

@@ -71,6 +71,26 @@ class Runs:
         rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
         return np.where(rows >= self.first, rows, self.run + mask.size)
 
+    def since(self, mask: Bools) -> Bools:
+        """The rows at or behind the first one of their run where ``mask`` is set."""
+        rows = np.flatnonzero(mask)
+        run = self.run[rows]
+        fresh = np.ones(rows.size, np.bool_)
+        fresh[1:] = run[1:] != run[:-1]
+        step = np.zeros(mask.size + 1, np.int8)
+        step[rows[fresh]] += 1
+        step[self.lasts[run[fresh]] + 1] -= 1
+        return np.cumsum(step[:-1], dtype=np.int8).view(np.bool_)
+
+    def turn(self, which: Bools) -> Ints:
+        """For every row the last one before it where ``which`` was otherwise, maybe of another run.
+
+        Below ``first`` it belongs to another run, or there is none.
+        """
+        rows = np.arange(which.size)
+        rows[1:] *= which[1:] != which[:-1]
+        return np.maximum.accumulate(rows) - 1
+
     def earliest(self, mask: Bools) -> Ints:
         """For every run its first row where ``mask`` is set; -1 if none. Shape (r,)."""
         rows = np.flatnonzero(mask)

@@ -69,6 +69,8 @@ TABLE: Final = {
 """State and event to the next state; an event that is not there changes nothing."""
 
 ENDED: Final = frozenset({State.REFUSED, State.CLOSED, State.RESET})
+OVER: Final = np.isin(np.arange(max(State) + 1), [*ENDED, State.STRAY])
+"""Whether a connection in each state, the index, has ended (a stray one never began)."""
 BOTH_SHUT: Final = 3
 """Bit 0: client to server is shut; bit 1: server to client."""
 
