@@ -1,4 +1,4 @@
-"""Savefiles to scapy packets and back, in batches: ``load``, ``iterate``, ``to_frames``.
+"""Savefiles to scapy packets and back, in batches: ``load``, ``iterate``, ``to_frames``; filters.
 
 Strategy: a FrameBatch is decoded as columns, and a plain packet (both headers whole and of the
 usual length) is put together from its row: slots that are alike in all packets are copied from a
@@ -18,7 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -29,10 +29,12 @@ import numpy as np
 
 from vsockdump import wire
 from vsockdump.errors import VsockdumpError
+from vsockdump.filters import compile
 from vsockdump.frames import Bools, FrameBatch, Interface, Option
 from vsockdump.packets import PacketBatch, decode
 from vsockdump.sources.options import COMMENT
 from vsockdump.sources.savefile import Savefile
+from vsockdump.tracking.tracker import Tracker
 
 from .layers import VirtioVsock, VSockMon
 from .optional import MissingLibraryError
@@ -46,7 +48,7 @@ try:
 except ImportError as missing:
     raise MissingLibraryError("scapy", missing) from missing
 
-__all__ = ["from_frames", "iterate", "load", "to_frames"]
+__all__ = ["from_frames", "iterate", "load", "passes", "to_frames"]
 
 _CHUNK: Final = 256
 """Packets ``iterate`` makes at a time. A packet's layers refer to each other, so that it waits for
@@ -238,36 +240,67 @@ def _annotate(made: list[Any], frames: FrameBatch) -> None:
                 made[row].direction = int.from_bytes(option.value, "little") & _DIRECTION
 
 
-def iterate(path: str | Path) -> Iterator[Packet]:
-    """Yield the packets of a savefile (any that ``vsockdump -r`` reads), in constant memory.
+class _Selection:
+    """What a filter passes of batches that come in order; a tracker runs along where it asks."""
 
-    Raises SavefileError behind the last whole packet of a damaged file.
-    """
+    def __init__(self, expression: str) -> None:
+        self._filter = compile(expression)
+        self._tracker = Tracker() if self._filter.needs_tracking else None
+
+    def of(self, frames: FrameBatch) -> FrameBatch:
+        batch = decode(frames)
+        tracked = self._tracker.feed(batch) if self._tracker is not None else None
+        return frames.take(self._filter.mask(batch, tracked))
+
+
+def _batches(path: str | Path, filter: str | None) -> Iterator[FrameBatch]:
+    selection = _Selection(filter) if filter is not None else None
     savefile = Savefile(path)
-    recipe = _Recipe()
     try:
         for batch in savefile.batches():
-            for start in range(0, len(batch), _CHUNK):
-                yield from _make(batch.take(slice(start, start + _CHUNK)), recipe)
+            yield selection.of(batch) if selection is not None else batch
     finally:
         savefile.close()
 
 
-def load(path: str | Path) -> PacketList:
-    """All packets of a savefile, like scapy's ``rdpcap`` and several times faster.
+def iterate(path: str | Path, filter: str | None = None) -> Iterator[Packet]:
+    """Yield the packets of a savefile (any that ``vsockdump -r`` reads), in constant memory.
 
-    Raises SavefileError when the file is damaged, where ``rdpcap`` returns what came before.
+    ``filter`` is an expression of vsockdump's own language: only what it passes is made. Raises
+    FilterError if it is none, and SavefileError behind the last whole packet of a damaged file.
     """
-    savefile = Savefile(path)
+    recipe = _Recipe()
+    for batch in _batches(path, filter):
+        for start in range(0, len(batch), _CHUNK):
+            yield from _make(batch.take(slice(start, start + _CHUNK)), recipe)
+
+
+def load(path: str | Path, filter: str | None = None) -> PacketList:
+    """All packets of a savefile that ``filter`` passes, like scapy's ``rdpcap``, only faster.
+
+    Raises FilterError, and SavefileError when the file is damaged, where ``rdpcap`` returns what
+    came before.
+    """
     recipe = _Recipe()
     made: list[Packet] = []
-    try:
-        with _collector_resting():
-            for batch in savefile.batches():
-                made += _make(batch, recipe)
-    finally:
-        savefile.close()
+    with _collector_resting():
+        for batch in _batches(path, filter):
+            made += _make(batch, recipe)
     return PacketList(made, name=Path(path).name)
+
+
+def passes(filter: str) -> Callable[[Packet], bool]:
+    """A function that says of each packet whether ``filter`` passes it, for scapy's ``lfilter``.
+
+    Where the filter asks for tracking the function has to be given every packet, in order. Raises
+    FilterError if it is no filter.
+    """
+    selection = _Selection(filter)
+
+    def one(packet: Packet) -> bool:
+        return len(selection.of(to_frames([packet]))) == 1
+
+    return one
 
 
 def to_frames(packets: Iterable[Packet]) -> FrameBatch:

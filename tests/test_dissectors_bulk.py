@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import vsockdump.captures as captures
 import vsockdump.dissectors.bulk as bulk
+from command import run
 from dissectors_frames import any_bytes, edges, unhurried, write_pcap
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,11 +20,11 @@ from scapy.config import conf
 from scapy.layers.l2 import CookedLinux, CookedLinuxV2, Ether
 from scapy.packet import Packet, Padding, Raw, bind_layers, split_layers
 from scapy.utils import EDecimal, rdpcap, wrpcapng
-from vsockdump.dissectors.bulk import from_frames, iterate, load, to_frames
+from vsockdump.dissectors.bulk import from_frames, iterate, load, passes, to_frames
 from vsockdump.dissectors.layers import VirtioVsock, VSockMon
 
 from vsockdump import wire
-from vsockdump.errors import SavefileError, VsockdumpError
+from vsockdump.errors import FilterError, SavefileError, VsockdumpError
 from vsockdump.frames import FrameBatch, Interface, Option
 
 DAY_NS = 86_400 * 10**9
@@ -308,6 +310,28 @@ def test_a_damaged_file_gives_what_came_before_the_damage(plain: str, tmp_path: 
     with pytest.raises(SavefileError, match=r"damaged\.pcap"):
         got.extend(bytes(packet) for packet in iterate(damaged))
     assert got == [bytes(load(plain)[0])]
+
+
+@pytest.mark.parametrize("name", captures.names())
+@pytest.mark.parametrize(
+    "filter", ["", "op rst", "len > 0 and src port > 20000", "conn.state == closed", "window == 0"]
+)
+def test_a_filter_passes_what_the_command_passes(name: str, filter: str) -> None:
+    path = captures.path(name)
+    numbers = {json.loads(line)["number"] for line in run("--json", "-r", path, filter).lines}
+    expected = [packet for number, packet in enumerate(load(path), 1) if number in numbers]
+    assert load(path, filter).res == expected
+    assert list(iterate(path, filter=filter)) == expected
+    one = passes(filter)
+    assert [packet for packet in load(path) if one(packet)] == expected
+
+
+@pytest.mark.parametrize(
+    "use", [load, lambda *given: next(iterate(*given)), lambda _, f: passes(f)]
+)
+def test_what_is_no_filter_is_refused(use: Any, plain: str) -> None:
+    with pytest.raises(FilterError):
+        use(plain, "port")
 
 
 def test_more_packets_than_iterate_makes_at_a_time(tmp_path: Path) -> None:
