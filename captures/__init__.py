@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 def names() -> list[str]:
     """The names of the bundled captures, sorted."""
-    return sorted(x.name for x in _FOLDER.iterdir() if x.suffix in (".pcap", ".pcapng"))
+    return sorted(x.name for x in _FOLDER.iterdir() if x.suffix == ".pcapng")
 
 
 def path(name: str) -> Path:

@@ -18,7 +18,7 @@ VSOCKDUMP = [sys.executable, "-m", "vsockdump"]
 ENVIRONMENT = {"TZ": "UTC", "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
 SECONDS = 60
 """Patience with a command on a machine that is busy."""
-ECHO = str(captures.path("echo-6.12.pcap"))
+ECHO = str(captures.path("echo-6.12.pcapng"))
 
 
 @dataclass(frozen=True)

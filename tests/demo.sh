@@ -4,7 +4,6 @@ set -eu
 tool=$(realpath "$(command -v "${1:-vsockdump}")")
 cd "$(dirname "$0")/.."
 capture=captures/stall-6.12.pcapng
-[ -e "$capture" ] || capture=${capture%ng}
 
 show() {
 	printf '\n$ vsockdump'

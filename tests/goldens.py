@@ -81,24 +81,24 @@ EACH = {"plain": "-c 60", "vv": "-nvv -c 60"}
 """How each capture is shown."""
 
 TABLE = [
-    *(Golden(f"echo-{name}", "echo-6.12.pcap", options) for name, options in STYLES.items()),
+    *(Golden(f"echo-{name}", "echo-6.12.pcapng", options) for name, options in STYLES.items()),
     *(Golden(f"odd-{name}", ODD, options) for name, options in STYLES.items()),
     *(
         Golden(f"{capture.rpartition('.')[0]}-{name}", capture, options)
         for capture in captures.names()
-        if capture != "echo-6.12.pcap"
+        if capture != "echo-6.12.pcapng"
         for name, options in EACH.items()
     ),
-    Golden("stall-json", "stall-6.12.pcap", "--json"),
-    Golden("stall-color", "stall-6.12.pcap", "-v --color=always"),
-    Golden("seqpacket-json", "seqpacket-6.12.pcap", "--json"),
-    Golden("filter-op", "many-connections-6.12.pcap", "-q -c 8 op shutdown and flags send"),
-    Golden("filter-stalled", "stall-6.12.pcap", "-v stalled"),
-    Golden("filter-d", "echo-6.12.pcap", "-d port 20000"),
-    Golden("filter-dd", "echo-6.12.pcap", "-dd port 20000"),
-    Golden("filter-ddd", "echo-6.12.pcap", "-ddd port 20000"),
+    Golden("stall-json", "stall-6.12.pcapng", "--json"),
+    Golden("stall-color", "stall-6.12.pcapng", "-v --color=always"),
+    Golden("seqpacket-json", "seqpacket-6.12.pcapng", "--json"),
+    Golden("filter-op", "many-connections-6.12.pcapng", "-q -c 8 op shutdown and flags send"),
+    Golden("filter-stalled", "stall-6.12.pcapng", "-v stalled"),
+    Golden("filter-d", "echo-6.12.pcapng", "-d port 20000"),
+    Golden("filter-dd", "echo-6.12.pcapng", "-dd port 20000"),
+    Golden("filter-ddd", "echo-6.12.pcapng", "-ddd port 20000"),
     *(
-        Golden(f"{command}-{name}{suffix}", f"{name}-6.12.pcap", options, command)
+        Golden(f"{command}-{name}{suffix}", f"{name}-6.12.pcapng", options, command)
         for command in ("conns", "credit", "check")
         for name in ("stall", "never-reads", "refused", "seqpacket", "half-close")
         for suffix, options in (("", ""), ("-json", "--json"))

@@ -17,7 +17,7 @@ from vsockdump.frames import FrameBatch, Interface
 from vsockdump.sinks.savefile import SavefileWriter
 
 PLAIN = plain_savefile.read(ECHO)
-MANY = captures.path("many-connections-6.12.pcap")
+MANY = captures.path("many-connections-6.12.pcapng")
 
 
 def rich(path: Path) -> Path:
@@ -112,7 +112,7 @@ def test_a_ring_of_files(tmp_path: Path) -> None:
 
 
 def test_files_by_time_have_names_with_a_time(tmp_path: Path) -> None:
-    stall = captures.path("stall-6.12.pcap")
+    stall = captures.path("stall-6.12.pcapng")
     assert run("-r", stall, "-w", tmp_path / "%H%M%S", "-G", "1").status == 0
     plain = plain_savefile.read(stall)
     seconds = {(p.time_ns or 0) // 10**9 % 60 for p in plain.packets}

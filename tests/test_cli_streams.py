@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,16 @@ from typing import Any
 import plain_savefile
 import pytest
 from command import ECHO, SECONDS, VSOCKDUMP, environment, run, start
+from plain_blocks import pcap_header
+from plain_blocks import record as plain_record
 
-CAPTURE = Path(ECHO).read_bytes()
 PLAIN = plain_savefile.read(ECHO)
+NANO = b"\x4d\x3c\xb2\xa1"
+# As pcap, whose records a test can cut between by counting.
+CAPTURE = pcap_header(NANO) + b"".join(
+    plain_record(NANO, p.data, seconds=p.time_ns // 10**9, fraction=p.time_ns % 10**9)
+    for p in PLAIN.packets
+)
 PACKETS = len(PLAIN.packets)
 FILE_HEADER = 24
 RECORD_HEADER = 16
@@ -53,9 +61,14 @@ def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
 
 
 def read_lines(process: subprocess.Popen[bytes], count: int) -> list[bytes]:
-    """So many lines of its output, as soon as they come."""
+    """So many lines of its output, as soon as they come; it is ended when they do not."""
     assert process.stdout is not None
-    return [process.stdout.readline() for _ in range(count)]
+    patience = threading.Timer(SECONDS, process.kill)
+    patience.start()
+    try:
+        return [process.stdout.readline() for _ in range(count)]
+    finally:
+        patience.cancel()
 
 
 def wait_for(file: Path, size: int) -> None:

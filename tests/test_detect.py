@@ -828,13 +828,16 @@ def test_honest_traffic_breaks_no_rule_of_credit(traffic: Traffic) -> None:
 
 SHOWN: Final = {
     # Bundled captures to the findings above info that they were made to show.
-    "dying-server-6.12.pcap": {"unread-data"},
-    "never-reads-6.12.pcap": {"stall-unrecovered", "unread-data"},
-    "refused-6.12.pcap": {"refused"},
-    "stall-6.1.pcap": {"stall"},
-    "stall-6.12.pcap": {"stall"},
-    "tiny-flood-6.1.pcap": {"packet-limit-near"},
-    "tiny-flood-6.12.pcap": {"packet-limit-near", "packet-limit-reset", "reset", "unread-data"},
+    "dying-server-6.12.pcapng": {"unread-data"},
+    "host-and-guest-6.1.pcapng": {"stall"},
+    "host-and-guest-6.12.pcapng": {"stall"},
+    "never-reads-6.12.pcapng": {"stall-unrecovered"},
+    "refused-6.12.pcapng": {"refused"},
+    "stall-6.1.pcapng": {"stall"},
+    "stall-6.12.pcapng": {"stall"},
+    "tiny-flood-6.1.pcapng": {"packet-limit-near", "unread-data"},
+    "tiny-flood-6.12.pcapng": {"packet-limit-near", "packet-limit-reset", "reset", "unread-data"},
+    "vsock-test-6.12.pcapng": {"refused"},
 }
 
 
