@@ -29,8 +29,6 @@ from vsockdump.wire import Op
 _MODULO: Final = 1 << 32
 _MASK: Final = _MODULO - 1
 _HALF: Final = _MODULO >> 1
-_FAR: Final = np.iinfo(np.int64).max
-"""Stands for "never known" where the least is sought."""
 
 
 def signed(difference: Ints) -> Ints:
@@ -273,20 +271,6 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
             )
         )
     return accounts[0], accounts[1]
-
-
-def extremes(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Store) -> None:
-    """Keep each direction's least windows and most bytes in flight."""
-    runs, side = rows.runs, store.side
-    for sender, figures in enumerate(accounts):
-        place = (rows.slots, sender)
-        for name, values in (("min_window", figures.window), ("min_effective", figures.effective)):
-            least = runs.smallest(np.where((values == NULL) | ~life.active, _FAR, values))
-            before = side[name][place]
-            least = np.minimum(least, np.where(before == NULL, _FAR, before))
-            side[name][place] = np.where(least == _FAR, NULL, least)
-        most = runs.largest(np.where(life.active, figures.in_flight, NULL))
-        side["max_in_flight"][place] = np.maximum(side["max_in_flight"][place], most)
 
 
 def _anchor(runs: Runs, base: Ints, sent: Ints, advert: Bools, fwd_cnt: Ints) -> tuple[Ints, Ints]:

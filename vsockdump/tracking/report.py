@@ -18,7 +18,7 @@ from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.pending import Pending
 from vsockdump.tracking.states import State
 from vsockdump.tracking.store import NO_TIME, Store
-from vsockdump.tracking.times import FLOW_COLUMNS, Stall
+from vsockdump.tracking.times import Flow, Stall
 from vsockdump.wire import Type
 
 FASTEST: Final = float(1 << 62)
@@ -130,8 +130,10 @@ def columns(
         "end_ns": conn["last_ns"][slots],
         "connect_ns": conn["connect_ns"][slots],
     }
-    for flow, name in FLOW_COLUMNS.items():
-        result[name] = conn[name][slots] + np.where(conn["flow"][slots] == flow, rest, 0)
+    spent = conn["flows_ns"][slots]
+    for flow in Flow:
+        last = np.where(conn["flow"][slots] == flow, rest, 0)
+        result[f"{flow.name.lower()}_ns"] = spent[:, flow] + last
     life = np.maximum(result["end_ns"] - result["start_ns"], 0)
     for sender, direction in enumerate(DIRECTIONS):
         place = (slots, sender)
@@ -150,7 +152,7 @@ def columns(
             "stalled_ns": side["stalled_ns"][place] + np.where(counts, lasted, 0),
             "unread_bytes": side["in_flight"][place],
             "outstanding": np.where(
-                side["in_flight"][place] == NULL, NULL, side["outstanding"][place]
+                side["in_flight"][place] == NULL, NULL, pending.outstanding(slots, sender)
             ),
             "drains": drain.samples,
             "drain_min_ns": drain.least,

@@ -7,28 +7,28 @@ run of every row. Nothing here loops over rows or runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsockdump.frames import Bools, Ints
 
-_RADIX: int = 1 << 16
+_DIGIT_BITS: Final = 16
 
 
 def argsort(values: Ints) -> Ints:
-    """A stable order of small non-negative integers.
+    """A stable order of integers that are not negative, best of small ones.
 
-    numpy sorts 16-bit keys by radix, several times faster than longer ones: two passes of that
-    serve up to 32 bits.
+    numpy sorts 16-bit keys by radix, several times faster than longer ones: a pass of that for
+    each 16 bits that the largest value has.
     """
     if not values.size:
         return np.zeros(0, np.int64)
-    order = np.argsort((values & (_RADIX - 1)).astype(np.uint16), kind="stable")
-    if int(values.max()) >= _RADIX:
-        high = (values >> 16).astype(np.uint16)[order]
-        order = order[np.argsort(high, kind="stable")]
+    order = np.argsort(values.astype(np.uint16), kind="stable")
+    for shift in range(_DIGIT_BITS, int(values.max()).bit_length(), _DIGIT_BITS):
+        digit = (values >> shift).astype(np.uint16)[order]
+        order = order[np.argsort(digit, kind="stable")]
     return order
 
 

@@ -1,8 +1,9 @@
 """What is remembered of connections between batches: one record a connection, two a direction pair.
 
-Strategy: numpy records that grow by doubling; a slot is an index into them. Slots of connections
-that left are used again. The store holds at most ``limit`` connections after every batch: ended
-ones leave first, oldest end first, then those idle longest.
+Strategy: numpy columns that grow by doubling; a slot is an index into them. A column is made when
+it is first looked at, so that figures nobody keeps cost nothing. Slots of connections that left
+are used again. The store holds at most ``limit`` connections after every batch: ended ones leave
+first, oldest end first, then those idle longest.
 
 Direction 0 is client to server, 1 is server to client. A side record belongs to a sender: what it
 sent, what it last advertised, and the account of the direction it sends in.
@@ -49,9 +50,7 @@ CONNECTION: Final = {
     "connect_ns": ("i8", NULL),
     "owed": ("i8", EMPTY),
     "home": ("i8", EMPTY),
-    "idle_ns": ("i8", 0),
-    "in_flight_ns": ("i8", 0),
-    "limited_ns": ("i8", 0),
+    "flows_ns": ("3i8", 0),
 }
 """Columns of a connection with their types and what they begin with.
 
@@ -59,7 +58,7 @@ CONNECTION: Final = {
 REQUEST; ``last_number`` (to a batch) and ``last_ns``: its last packet, or the RST that ended it;
 ``until_ns``: when a REQUEST succeeded it; ``owed``: slot of the previous generation that an RST is
 still due to; ``home``: place in the key table, EMPTY unless this is its key's latest generation;
-``flow``: a Flow.
+``flow``: a Flow; ``flows_ns``: the time spent in each Flow.
 """
 
 SIDE: Final = {
@@ -71,8 +70,6 @@ SIDE: Final = {
     "fwd_cnt": ("i8", 0),
     "estimated": ("?", 0),
     "in_flight": ("i8", NULL),
-    "outstanding": ("i8", 0),
-    "acked": ("i8", 0),
     "min_window": ("i8", NULL),
     "min_effective": ("i8", NULL),
     "max_in_flight": ("i8", NULL),
@@ -103,15 +100,39 @@ at ``asked_ns`` and was not answered; ``heard*``: the sender's latest advertisem
 detector saw it; ``told``: bits of the findings already made of this direction.
 """
 
-Columns = dict[str, NDArray[Any]]
-
 _FIRST_SIZE: Final = 1024
 HEADROOM: Final = 16
 """One part in so many is emptied beyond a limit: a flood then comes to it now and then only."""
+_OVER: Final = np.isin(np.arange(256), [*ENDED, State.STRAY])
+"""By state: whether the connection has ended, or never began."""
 
 
-def _columns(layout: dict[str, tuple[str, int]], shape: tuple[int, ...]) -> Columns:
-    return {name: np.full(shape, begin, form) for name, (form, begin) in layout.items()}
+class Columns(dict[str, NDArray[Any]]):
+    """Columns by name, each of shape (s, ...); one nobody has looked at yet does not exist."""
+
+    def __init__(self, layout: dict[str, tuple[str, int]], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._layout = layout
+        self._shape = shape
+
+    def __missing__(self, name: str) -> NDArray[Any]:
+        form, begin = self._layout[name]
+        # Memory that is zero anyway is not touched before it is used.
+        column = np.full(self._shape, begin, form) if begin else np.zeros(self._shape, form)
+        self[name] = column
+        return column
+
+    def double(self) -> None:
+        """Make room for as many slots again, blank."""
+        for name, column in self.items():
+            form, begin = self._layout[name]
+            self[name] = np.concatenate([column, np.full(self._shape, begin, form)])
+        self._shape = (2 * self._shape[0], *self._shape[1:])
+
+    def blank(self, slots: Ints) -> None:
+        """Give these slots the values that a connection begins with."""
+        for name, column in self.items():
+            column[slots] = self._layout[name][1]
 
 
 class Store:
@@ -123,13 +144,18 @@ class Store:
         """Connections that were given up to keep the limit."""
         self.table = KeyTable()
         self.cache = AddressCache()
-        self.conn = _columns(CONNECTION, (_FIRST_SIZE,))
-        self.side = _columns(SIDE, (_FIRST_SIZE, 2))
+        self.conn = Columns(CONNECTION, (_FIRST_SIZE,))
+        self.side = Columns(SIDE, (_FIRST_SIZE, 2))
         self._live = np.zeros(_FIRST_SIZE, np.bool_)
         self._free = np.arange(_FIRST_SIZE)
 
     def __len__(self) -> int:
-        return int(self._live.sum())
+        return self.size - self._free.size
+
+    @property
+    def size(self) -> int:
+        """How many slots there are, in use or not."""
+        return self._live.size
 
     def slots(self) -> Ints:
         """The slots in use, in order of connection number."""
@@ -140,12 +166,8 @@ class Store:
         """``count`` fresh slots, blank."""
         while self._free.size < count:
             size = self._live.size
-            for columns, layout, shape in (
-                (self.conn, CONNECTION, (size,)),
-                (self.side, SIDE, (size, 2)),
-            ):
-                for name, more in _columns(layout, shape).items():
-                    columns[name] = np.concatenate([columns[name], more])
+            self.conn.double()
+            self.side.double()
             self._live = np.concatenate([self._live, np.zeros(size, np.bool_)])
             self._free = np.concatenate([self._free, np.arange(size, 2 * size)])
         slots, self._free = self._free[:count], self._free[count:]
@@ -167,17 +189,16 @@ class Store:
 
     def evict(self) -> Ints:
         """Keep the limit: the slots that were given up, which may be taken again."""
+        if len(self) <= self.limit:
+            return np.zeros(0, np.int64)
         used = np.flatnonzero(self._live)
-        if used.size <= self.limit:
-            return used[:0]
         spare = used.size - (self.limit - self.limit // HEADROOM)
         ended = self.over(used)
         order = np.lexsort((self.conn["number"][used], self.conn["last_number"][used], ~ended))
         gone = used[order[:spare]]
         self.left += gone.size
-        for columns, layout in ((self.conn, CONNECTION), (self.side, SIDE)):
-            for name, (_, begin) in layout.items():
-                columns[name][gone] = begin
+        self.conn.blank(gone)
+        self.side.blank(gone)
         self._live[gone] = False
         self._free = np.concatenate([self._free, gone])
         owed = self.conn["owed"]
@@ -190,6 +211,5 @@ class Store:
 
     def over(self, slots: Ints) -> Bools:
         """Which connections have ended (a stray one never began)."""
-        state = self.conn["state"][slots]
-        over: Bools = np.isin(state, [*ENDED, State.STRAY])
+        over: Bools = _OVER[self.conn["state"][slots]]
         return over

@@ -17,7 +17,7 @@ from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.credit import Account, Life
 from vsockdump.tracking.states import State
 from vsockdump.tracking.store import Store
-from vsockdump.wire import Op
+from vsockdump.wire import Op, RwFlag, Type
 
 
 class Flow(IntEnum):
@@ -26,9 +26,6 @@ class Flow(IntEnum):
     IDLE = 0
     IN_FLIGHT = 1
     LIMITED = 2
-
-
-FLOW_COLUMNS = {Flow.IDLE: "idle_ns", Flow.IN_FLIGHT: "in_flight_ns", Flow.LIMITED: "limited_ns"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,32 +45,43 @@ class Stall:
     end_number: int | None = None
 
 
-def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Store) -> None:
-    """Count packets, bytes and time; note when connections were last heard of."""
-    runs, slots, conn, side = rows.runs, rows.slots, store.conn, store.side
-    data = rows.counts & (rows.op == Op.RW)
-    for sender in (0, 1):
-        sends = rows.server == bool(sender)
-        side["packets"][slots, sender] += runs.sum((rows.counts & sends).astype(np.int64))
-        side["bytes"][slots, sender] += runs.sum(np.where(data & sends, rows.length, 0))
-    flow = np.zeros(rows.op.size, np.uint8)
-    for account in accounts:
-        flow[account.in_flight > 0] = Flow.IN_FLIGHT
-    for account in accounts:
-        flow[account.stalled] = Flow.LIMITED
-    latest = runs.latest(rows.counts)
-    before = runs.before(latest, np.full(len(runs), NULL))
-    since = np.where(before >= 0, rows.time_ns[np.maximum(before, 0)], 0)
-    since = np.where(before >= 0, since, conn["last_ns"][slots][runs.run])
-    spent = np.where(life.active, np.maximum(rows.time_ns - since, 0), 0)
-    during = runs.before(flow, conn["flow"][slots])
-    for kind, column in FLOW_COLUMNS.items():
-        conn[column][slots] += runs.sum(np.where(during == kind, spent, 0))
-    conn["flow"][slots] = flow[runs.lasts]
-    stray = conn["state"][slots] == State.STRAY
-    heard = runs.latest(life.active | (rows.counts & stray[runs.run]))[runs.lasts]
-    conn["last_ns"][slots] = np.where(heard >= 0, rows.time_ns[heard], conn["last_ns"][slots])
+def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Store) -> bool:
+    """Say where the time went, and note when connections were last heard of.
+
+    Returns whether any connection was or is limited; if none, there is no stall either.
+    """
+    conn = store.conn
+    there, back = accounts
+    flow = ((there.in_flight > 0) | (back.in_flight > 0)).astype(np.uint8)
+    limited = there.stalled | back.stalled
+    if limited.any():
+        flow[limited] = Flow.LIMITED
+    heard = life.active
+    stray = life.after == State.STRAY
+    if stray.any():
+        heard = heard | (rows.counts & stray)
+    slot, time_ns, begins, lasts = rows.slot, rows.time_ns, rows.runs.begins, rows.runs.lasts
+    if not heard.all():
+        # The others change nothing: what is left is in runs just so.
+        at = np.flatnonzero(heard)
+        if not at.size:
+            return False
+        slot, time_ns, flow, stray = slot[at], time_ns[at], flow[at], stray[at]
+        edges = np.flatnonzero(slot[1:] != slot[:-1])
+        begins, lasts = np.append(0, edges + 1), np.append(edges, slot.size - 1)
+    slots = slot[begins]
+    spent, during = np.empty_like(time_ns), np.empty_like(flow)
+    np.subtract(time_ns[1:], time_ns[:-1], out=spent[1:])
+    spent[begins] = time_ns[begins] - conn["last_ns"][slots]
+    during[1:] = flow[:-1]
+    during[begins] = conn["flow"][slots]
+    np.maximum(spent, 0, out=spent)
+    if stray.any():
+        spent[stray] = 0
+    np.add.at(conn["flows_ns"].reshape(-1), len(Flow) * slot + during, spent)
+    conn["last_ns"][slots], conn["flow"][slots] = time_ns[lasts], flow[lasts]
     _connects(rows, life, store)
+    return bool((during == Flow.LIMITED).any() or (flow == Flow.LIMITED).any())
 
 
 def _connects(rows: Rows, life: Life, store: Store) -> None:
@@ -152,9 +160,13 @@ def _ended(
     ]
 
 
-def messages(rows: Rows, accounts: tuple[Account, Account], store: Store, eom: Bools) -> None:
-    """Count whole messages and their sizes; ``eom`` marks packets that end one."""
+def messages(rows: Rows, accounts: tuple[Account, Account], store: Store) -> None:
+    """Count whole messages and their sizes."""
     runs, slots, side = rows.runs, rows.slots, store.side
+    eom = (rows.op == Op.RW) & (rows.flags & RwFlag.EOM != 0)
+    if not eom.any():
+        return
+    eom &= store.conn["type"][rows.slot] == Type.SEQPACKET
     for sender, account in enumerate(accounts):
         ends = eom & account.data
         if not ends.any():

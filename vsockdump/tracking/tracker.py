@@ -19,16 +19,16 @@ from vsockdump.packets import PacketBatch
 from vsockdump.tracking import report
 from vsockdump.tracking.assign import Assigner, Rows
 from vsockdump.tracking.columns import NULL, TrackedBatch
-from vsockdump.tracking.credit import Account, Life, account, extremes, live
+from vsockdump.tracking.credit import Account, Life, account, live
 from vsockdump.tracking.detect import MOST_FINDINGS, Detector, Raised
 from vsockdump.tracking.epilogue import Epilogue
 from vsockdump.tracking.findings import BITS, Finding
-from vsockdump.tracking.pending import Pending
+from vsockdump.tracking.pending import Outstanding, Pending
 from vsockdump.tracking.repair import Repairer
 from vsockdump.tracking.report import Connection
 from vsockdump.tracking.store import NO_TIME, Store
 from vsockdump.tracking.times import Stall, messages, spend, stalls
-from vsockdump.wire import Op, RwFlag, Type
+from vsockdump.tracking.totals import extremes, volumes
 
 STALL_THRESHOLD_NS: Final = 100_000_000
 MAX_CONNECTIONS: Final = 131_072
@@ -110,17 +110,16 @@ class Tracker:
             self._watch(rows, accounts, self._store.conn["number"][rows.slots])
         outstanding = None
         if self._report:
-            extremes(rows, life, accounts, self._store)
-            spend(rows, life, accounts, self._store)
-            ended = stalls(rows, accounts, self._store, self._threshold)
+            volumes(rows, self._store)
+            extremes(rows, accounts, self._store)
+            ended: list[tuple[int, Stall]] = []
+            if spend(rows, life, accounts, self._store):
+                ended = stalls(rows, accounts, self._store, self._threshold)
             self._stalls += [stall for _, stall in ended][: MOST_STALLS - len(self._stalls)]
-            eom = (rows.op == Op.RW) & (rows.flags & RwFlag.EOM != 0)
-            eom &= self._store.conn["type"][rows.slot] == Type.SEQPACKET
-            if eom.any():
-                messages(rows, accounts, self._store, eom)
-            outstanding = self._pending.feed(rows, life, accounts)
+            messages(rows, accounts, self._store)
+            outstanding = self._pending.feed(rows, accounts)
             if self._look:
-                raised += self._detector.feed(rows, life, accounts, outstanding)
+                raised += self._detector.feed(rows, life, accounts, outstanding())
                 raised += self._detector.stalls(rows, ended)
                 raised += self._detector.repaired(rows, repaired)
         tracked = self._columns(batch, rows, life, (accounts, outstanding), raised)
@@ -133,7 +132,7 @@ class Tracker:
         batch: PacketBatch,
         rows: Rows | None,
         life: Life | None,
-        figures: tuple[tuple[Account, Account], tuple[Ints, Ints] | None] | None,
+        figures: tuple[tuple[Account, Account], Outstanding | None] | None,
         raised: list[Raised],
     ) -> TrackedBatch:
         count = len(batch)
@@ -166,7 +165,7 @@ class Tracker:
             return sender([getattr(account, name) for account in accounts], NULL)
 
         def waiting() -> NDArray[Any]:
-            return np.full(count, NULL) if outstanding is None else sender(outstanding, NULL)
+            return np.full(count, NULL) if outstanding is None else sender(outstanding(), NULL)
 
         # Slots may be given to others before somebody looks: what depends on them is made now.
         return TrackedBatch(
