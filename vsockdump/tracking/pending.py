@@ -32,7 +32,7 @@ from vsockdump.tracking.store import HEADROOM, Store
 MOST_WAITING: Final = 1 << 19
 """Packets of all clients remembered as waiting, and as many of all servers; beyond it the oldest
 are given up."""
-_SAMPLES: Final = 1 << 18
+_SAMPLES: Final = 1 << 17
 """Latencies collected, at least, before they are counted into buckets."""
 _SUB_BITS: Final = 4
 _BUCKET_BITS: Final = 10
@@ -80,24 +80,44 @@ class Quantiles(NamedTuple):
     most: Ints
 
 
-def _tally(keys: Ints, weights: Ints) -> tuple[Ints, Ints]:
-    """The distinct keys (way and bucket in one number), ascending, and the sum of each's weights.
+def _tally(counted: Ints, counts: Ints, samples: Ints) -> tuple[Ints, Ints]:
+    """Count ``samples`` beside what is counted: all distinct keys, ascending, and their counts.
 
-    ``keys`` are not empty. Where few ways and buckets are possible each gets a counter of its own,
-    which is much cheaper than to sort.
+    A key is a way and a bucket in one number. Where few ways and buckets are possible each gets a
+    counter of its own, which is much cheaper than to sort.
     """
-    way, place = keys >> _BUCKET_BITS, keys & _BUCKETS - 1
-    first, lowest = int(way.min()), int(place.min())
-    width = int(place.max()) - lowest + 1
-    if (int(way.max()) - first + 1) * width <= _SPACIOUS * keys.size:
-        sums = np.bincount((way - first) * width + (place - lowest), weights)
-        filled = np.flatnonzero(sums)
-        way, place = np.divmod(filled, width)
-        return way + first << _BUCKET_BITS | place + lowest, sums[filled].astype(np.int64)
-    order = argsort(keys)
-    keys = keys[order]
-    begins = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
-    return keys[begins], np.add.reduceat(weights[order], begins)
+    both = [keys for keys in (counted, samples) if keys.size]
+    first = min(int(keys.min()) for keys in both) >> _BUCKET_BITS
+    last = max(int(keys.max()) for keys in both) >> _BUCKET_BITS
+    buckets = [keys & _BUCKETS - 1 for keys in both]
+    lowest = min(int(some.min()) for some in buckets)
+    bits = (max(int(some.max()) for some in buckets) - lowest).bit_length()
+    del buckets
+    if last - first + 1 << bits > _SPACIOUS * sum(keys.size for keys in both):
+        keys = np.concatenate([counted, samples])
+        order = argsort(keys)
+        keys = keys[order]
+        begins = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
+        weights = np.concatenate([counts, np.ones(samples.size, np.int64)])
+        return keys[begins], np.add.reduceat(weights[order], begins)
+
+    def place(keys: Ints) -> Ints:
+        at = keys >> _BUCKET_BITS
+        at -= first
+        at <<= bits
+        at += keys & _BUCKETS - 1
+        at -= lowest
+        return at
+
+    sums = np.bincount(place(samples), minlength=last - first + 1 << bits)
+    sums[place(counted)] += counts
+    filled = np.flatnonzero(sums)
+    keys = filled >> bits
+    keys += first
+    keys <<= _BUCKET_BITS
+    keys += filled & (1 << bits) - 1
+    keys += lowest
+    return keys, sums[filled]
 
 
 def _blocks(begins: Ints, counts: Ints) -> Ints:
@@ -134,54 +154,73 @@ class Pending:
 
     def feed(self, rows: Rows, accounts: tuple[Account, Account]) -> Outstanding:
         """Follow what is sent and read; collects drain latencies."""
-        run, lasts, runs, lanes = rows.runs.run, rows.runs.lasts, len(rows.runs), 2 * len(rows.runs)
+        run, runs, lanes = rows.runs.run, len(rows.runs), 2 * len(rows.runs)
         self._reach(2 * self._store.size)
         ways = np.concatenate([2 * rows.slots, 2 * rows.slots + 1])
-        begins, waited = self._begin[ways], self._count[ways]
-        stock = np.where(begins == _ENDED, 0, waited)
+        begins, waited = self._begin.take(ways), self._count.take(ways)
+        ended = begins == _ENDED
+        stock = np.where(ended, 0, waited)
         old = _blocks(begins, stock)
 
         payload = rows.length > 0
         sends = [np.flatnonzero(a.data & payload & (a.tx_cnt != NULL)) for a in accounts]
         reads = [np.flatnonzero(a.advert & (a.in_flight != NULL)) for a in accounts]
         sent, read = np.concatenate(sends), np.concatenate(reads)
-        lane = np.concatenate([np.repeat(np.arange(lanes), stock), run[sent]])
+        lane = np.concatenate([np.repeat(np.arange(lanes), stock), run.take(sent)])
         lane[old.size + sends[0].size :] += runs
-        ends = [a.tx_cnt[at] for a, at in zip(accounts, sends, strict=True)]
-        end = np.concatenate([self._end[old], *ends])
-        time_ns = np.concatenate([self._time_ns[old], rows.time_ns[sent]])
-        reader = run[read]
+        ends = [a.tx_cnt.take(at) for a, at in zip(accounts, sends, strict=True)]
+        end = np.concatenate([self._end.take(old), *ends])
+        time_ns = np.concatenate([self._time_ns.take(old), rows.time_ns.take(sent)])
+        reader = run.take(read)
         reader[reads[0].size :] += runs
-        covers = [(a.tx_cnt - a.in_flight)[at] for a, at in zip(accounts, reads, strict=True)]
+        covers = [(a.tx_cnt - a.in_flight).take(at) for a, at in zip(accounts, reads, strict=True)]
         covered = np.concatenate(covers)
 
         # A lane's part of the axis ends with what was sent last.
         part = np.int64(1) << (_AXIS_BITS - lanes.bit_length())
         shift = np.arange(1, lanes + 1) * part - 1
-        shift -= np.concatenate([a.tx_cnt[lasts] for a in accounts])
-        axis = end + shift[lane]
+        shift -= np.concatenate([a.tx_cnt.take(rows.runs.lasts) for a in accounts])
+        axis = end + shift.take(lane)
         np.maximum(axis, lane * part + 1, out=axis)
-        covered += shift[reader]
+        covered += shift.take(reader)
         np.maximum(covered, reader * part, out=covered)
         if (covered[1:] < covered[:-1]).any():
             # Taken back, but what is covered stays covered.
             np.maximum.accumulate(covered, out=covered)
         at = np.searchsorted(covered, axis)
-        over = np.append(reader, lanes)[at] == lane
+        over = np.append(reader, lanes).take(at) == lane
         done, left = np.flatnonzero(over), np.flatnonzero(~over)
-        by = read[at[done]]
-        drained = lane[done]
+        by, drained = read.take(at.take(done)), lane.take(done)
         if done.size:
-            self._sample(ways[drained], np.maximum(rows.time_ns[by] - time_ns[done], 0))
-        self._keep(ways, stock, lane[left], end[left], time_ns[left])
+            latency = rows.time_ns.take(by) - time_ns.take(done)
+            self._sample(ways.take(drained), np.maximum(latency, 0, out=latency))
+
+        lane = lane.take(left)
+        count = np.bincount(lane, minlength=lanes)
+        count[ended] = waited[ended]
+        self._count[ways] = count
+        # An ended connection's packets are never covered any more.
+        gone = np.tile(self._store.over(rows.slots), 2)
+        if gone.any():
+            left = left[~gone.take(lane)]
+            lane = lane[~gone.take(lane)]
+            count[gone] = 0
+        order = argsort(lane)
+        left = left.take(order)
+        self._keep(ways, count, end.take(left), time_ns.take(left))
+        self._begin[ways[gone]] = _ENDED
+        for sender in (0, 1):
+            part_of = slice(sender * runs, (sender + 1) * runs)
+            self._waiting[sender] += int(count[part_of].sum() - stock[part_of].sum())
+            if self._waiting[sender] > MOST_WAITING:
+                self._give_up(sender)
 
         @cache
         def outstanding() -> tuple[Ints, Ints]:
             figures = []
             for sender, account in enumerate(accounts):
-                mine = by[drained >= runs if sender else drained < runs]
                 change = np.bincount(sends[sender], minlength=run.size)
-                change -= np.bincount(mine, minlength=run.size)
+                change -= np.bincount(by[drained // runs == sender], minlength=run.size)
                 figure = waited[sender * runs :][run] + rows.runs.cumsum(change)
                 figure[account.in_flight == NULL] = NULL
                 figures.append(figure)
@@ -203,40 +242,23 @@ class Pending:
             self._begin = np.append(self._begin, np.zeros(more, np.int64))
             self._count = np.append(self._count, np.zeros(more, np.int64))
 
-    def _keep(self, ways: Ints, stock: Ints, lane: Ints, end: Ints, time_ns: Ints) -> None:
-        """Remember what is left of the lanes' packets, which are in order within each lane.
-
-        ``stock`` (lanes,) is how many of each were there before.
-        """
-        order = argsort(lane)
-        kept = np.bincount(lane, minlength=ways.size)
-        self._count[ways] = np.where(self._begin[ways] == _ENDED, self._count[ways], kept)
-        # An ended connection's are never covered any more.
-        over = np.tile(self._store.over(ways[: ways.size // 2] >> 1), 2)
-        if over.any():
-            order = order[~over[lane[order]]]
-            kept[over] = 0
-        self._begin[ways] = _ENDED
-        self._make_room(order.size)
-        self._begin[ways] = np.where(over, _ENDED, self._used + np.cumsum(kept) - kept)
-        fresh = slice(self._used, self._used + order.size)
-        self._end[fresh], self._time_ns[fresh] = end[order], time_ns[order]
-        self._used += order.size
-        for sender, change in enumerate((kept - stock).reshape(2, -1).sum(1).tolist()):
-            self._waiting[sender] += change
-            if self._waiting[sender] > MOST_WAITING:
-                self._give_up(sender)
+    def _keep(self, ways: Ints, counts: Ints, end: Ints, time_ns: Ints) -> None:
+        """Write at the pool's end what waits of these ways: so many of each, way by way."""
+        if self._used + end.size > self._end.size:
+            # What these ways have there so far is not used any more.
+            self._begin[ways] = _ENDED
+            here = self._here()
+            self._rewrite(here, _blocks(self._begin[here], self._count[here]), end.size)
+        begins = np.cumsum(counts)
+        begins += self._used - counts
+        self._begin[ways] = begins
+        fresh = slice(self._used, self._used + end.size)
+        self._end[fresh], self._time_ns[fresh] = end, time_ns
+        self._used += end.size
 
     def _here(self) -> Ints:
         """The ways with packets in the pool."""
         return np.flatnonzero((self._begin != _ENDED) & (self._count > 0))
-
-    def _make_room(self, more: int) -> None:
-        """Make room for ``more`` packets at the pool's end."""
-        if self._used + more <= self._end.size:
-            return
-        ways = self._here()
-        self._rewrite(ways, _blocks(self._begin[ways], self._count[ways]), more)
 
     def _rewrite(self, ways: Ints, places: Ints, more: int = 0) -> None:
         """Keep only these places, of these ways and in their order, and room for ``more``."""
@@ -298,10 +320,9 @@ class Pending:
         """Count what was collected."""
         if not self._collected:
             return
-        keys = np.concatenate([self._counted, *self._samples])
-        weights = np.concatenate([self._counts, np.ones(self._collected, np.int64)])
+        samples = np.concatenate(self._samples)
         self._samples, self._collected = [], 0
-        self._counted, self._counts = _tally(keys, weights)
+        self._counted, self._counts = _tally(self._counted, self._counts, samples)
 
     def quantiles(self, slots: Ints, sender: int) -> Quantiles:
         """Drain latencies of one direction of each of these connections, in nanoseconds."""

@@ -42,15 +42,14 @@ def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> Non
         worse[rows.runs.begins] = True
         worse &= account.in_flight != NULL
         at = np.flatnonzero(worse)
-        way = 2 * rows.slot[at] + sender
-        in_flight = account.in_flight[at]
+        way = 2 * rows.slot.take(at) + sender
+        in_flight = account.in_flight.take(at)
         np.maximum.at(side["max_in_flight"].reshape(-1), way, in_flight)
         for name, buffer in (("min_window", account.buf_alloc), ("min_effective", account.least)):
-            np.minimum.at(_unsigned(side[name]), way, _unsigned(_room(buffer[at], in_flight)))
-
-
-def _room(buffer: Ints, in_flight: Ints) -> Ints:
-    return np.where(buffer == NULL, NULL, np.maximum(buffer - in_flight, 0))
+            least = buffer.take(at)
+            room = np.maximum(least - in_flight, 0)
+            room[least == NULL] = NULL
+            np.minimum.at(_unsigned(side[name]), way, _unsigned(room))
 
 
 def _unsigned(figures: Ints) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
