@@ -13,6 +13,7 @@ from scenes import CLIENT, SERVER, Script
 from vsockdump import wire
 from vsockdump.frames import SLACK, FrameBatch, Interface
 from vsockdump.packets import decode
+from vsockdump.tracking import pending
 from vsockdump.tracking.pending import bucket, middle
 from vsockdump.tracking.report import Direction
 from vsockdump.tracking.tracker import Tracker
@@ -115,6 +116,34 @@ def test_offsets_far_apart_share_a_batch() -> None:
     tracked = tracker.feed(script.batch())
     assert tracked.outstanding[2::3].tolist() == [1] * 50
     assert tracker.connections()[0].client_to_server.drains == 50
+
+
+def told_of(traffic: strategies.Traffic) -> list[list[int]]:
+    """What is outstanding after each packet, and in the end every figure of every connection."""
+    tracker = Tracker(findings=False)
+    told = [tracker.feed(batch).outstanding.tolist() for batch in traffic.batches()]
+    return told + [column.tolist() for column in tracker.columns().values()]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_figures_do_not_depend_on_the_size_of_the_pool(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic = strategies.seeded(seed, 3000, wild=True)
+    expected = told_of(traffic)
+    monkeypatch.setattr(pending, "_FIRST_SIZE", 1)
+    assert told_of(traffic) == expected
+
+
+@pytest.mark.parametrize("spacious", [0, 1 << 40])
+def test_figures_do_not_depend_on_how_latencies_are_counted(
+    spacious: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traffic = strategies.seeded(0, 3000, wild=False)
+    expected = told_of(traffic)
+    monkeypatch.setattr(pending, "_SPACIOUS", spacious)
+    monkeypatch.setattr(pending, "_SAMPLES", 20)
+    assert told_of(traffic) == expected
 
 
 def test_a_batch_of_very_many_connections() -> None:

@@ -25,7 +25,7 @@ def flat(parts: list[list[int]]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.array([value for part in parts for value in part], np.int64)
 
 
-@given(st.lists(st.integers(0, 40) | st.integers(0, 2**32 - 1)))
+@given(st.lists(st.integers(0, 40) | st.integers(0, 2**32 - 1) | st.integers(0, 2**63 - 1)))
 def test_argsort_is_a_stable_order(values: list[int]) -> None:
     expected = sorted(range(len(values)), key=values.__getitem__)
     assert argsort(np.array(values, np.int64)).tolist() == expected

@@ -68,6 +68,19 @@ def test_slots_are_blank_when_they_are_taken_again() -> None:
             assert (columns[name][everything] == begin).all(), name
 
 
+def test_a_column_nobody_uses_is_not_made() -> None:
+    store = Store(1 << 20)
+    slots = store.take(2 * store.size)
+    assert not store.conn
+    assert not store.side
+    assert (store.side.peek("stall_number", (slots, 1)) == SIDE["stall_number"][1]).all()
+    assert store.side.peek("packets", slots).shape == (slots.size, 2)
+    assert not store.side
+    store.side["stall_number"][slots[-1], 1] = 7
+    assert store.side.peek("stall_number", (slots[-2:], 1)).tolist() == [NULL, 7]
+    assert store.side.peek("stall_number", slots[-1:]).tolist() == [[NULL, 7]]
+
+
 def test_a_store_grows_and_keeps_what_it_has() -> None:
     store = Store(1 << 20)
     first = store.take(10)

@@ -16,7 +16,6 @@ within 4 % and memory does not grow with traffic.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,7 +48,7 @@ _FIRST_SIZE: Final = 4096
 _ENDED: Final = -1
 
 Outstanding = Callable[[], tuple[Ints, Ints]]
-"""Outstanding packets of both directions after each row, (n,); made when first asked for."""
+"""Makes the outstanding packets of both directions after each row, (n,)."""
 
 
 def bucket(latency_ns: Ints) -> Ints:
@@ -111,7 +110,7 @@ def _tally(counted: Ints, counts: Ints, samples: Ints) -> tuple[Ints, Ints]:
 
     sums = np.bincount(place(samples), minlength=last - first + 1 << bits)
     sums[place(counted)] += counts
-    filled = np.flatnonzero(sums)
+    filled = np.flatnonzero(sums != 0)
     keys = filled >> bits
     keys += first
     keys <<= _BUCKET_BITS
@@ -188,8 +187,8 @@ class Pending:
             # Taken back, but what is covered stays covered.
             np.maximum.accumulate(covered, out=covered)
         at = np.searchsorted(covered, axis)
-        over = np.append(reader, lanes).take(at) == lane
-        done, left = np.flatnonzero(over), np.flatnonzero(~over)
+        found = np.append(reader, lanes).take(at) == lane
+        done, left = np.flatnonzero(found), np.flatnonzero(~found)
         by, drained = read.take(at.take(done)), lane.take(done)
         if done.size:
             latency = rows.time_ns.take(by) - time_ns.take(done)
@@ -200,7 +199,8 @@ class Pending:
         count[ended] = waited[ended]
         self._count[ways] = count
         # An ended connection's packets are never covered any more.
-        gone = np.tile(self._store.over(rows.slots), 2)
+        over = self._store.over(rows.slots)
+        gone = np.concatenate([over, over])
         if gone.any():
             left = left[~gone.take(lane)]
             lane = lane[~gone.take(lane)]
@@ -209,13 +209,11 @@ class Pending:
         left = left.take(order)
         self._keep(ways, count, end.take(left), time_ns.take(left))
         self._begin[ways[gone]] = _ENDED
-        for sender in (0, 1):
-            part_of = slice(sender * runs, (sender + 1) * runs)
-            self._waiting[sender] += int(count[part_of].sum() - stock[part_of].sum())
+        for sender, more in enumerate(np.add.reduceat(count - stock, (0, runs)).tolist()):
+            self._waiting[sender] += more
             if self._waiting[sender] > MOST_WAITING:
                 self._give_up(sender)
 
-        @cache
         def outstanding() -> tuple[Ints, Ints]:
             figures = []
             for sender, account in enumerate(accounts):

@@ -86,9 +86,9 @@ def open_stalls(store: Store, end_ns: int, threshold_ns: int) -> list[tuple[int,
     final = ends(store, slots, end_ns)
     found = []
     for sender in (0, 1):
-        since = store.side["stall_ns"][slots, sender]
+        since = store.side.peek("stall_ns", (slots, sender))
         lasted = np.maximum(final - since, 0)
-        counts = store.side["stall_number"][slots, sender] != NULL
+        counts = store.side.peek("stall_number", (slots, sender)) != NULL
         counts &= lasted >= threshold_ns
         for place in np.flatnonzero(counts).tolist():
             slot = int(slots[place])
@@ -137,22 +137,22 @@ def columns(
     life = np.maximum(result["end_ns"] - result["start_ns"], 0)
     for sender, direction in enumerate(DIRECTIONS):
         place = (slots, sender)
-        lasted = np.maximum(final - side["stall_ns"][place], 0)
-        counts = (side["stall_number"][place] != NULL) & (lasted >= threshold_ns)
+        lasted = np.maximum(final - side.peek("stall_ns", place), 0)
+        counts = (side.peek("stall_number", place) != NULL) & (lasted >= threshold_ns)
         drain = pending.quantiles(slots, sender)
-        messages = side["messages"][place]
-        rate = np.minimum(side["bytes"][place] * 1e9 / np.maximum(life, 1), FASTEST)
+        messages = side.peek("messages", place)
+        rate = np.minimum(side.peek("bytes", place) * 1e9 / np.maximum(life, 1), FASTEST)
         figures = {
-            "packets": side["packets"][place],
-            "bytes": side["bytes"][place],
-            "min_window": side["min_window"][place],
-            "min_effective_window": side["min_effective"][place],
-            "max_in_flight": side["max_in_flight"][place],
-            "stalls": side["stalls"][place] + counts,
-            "stalled_ns": side["stalled_ns"][place] + np.where(counts, lasted, 0),
-            "unread_bytes": side["in_flight"][place],
+            "packets": side.peek("packets", place),
+            "bytes": side.peek("bytes", place),
+            "min_window": side.peek("min_window", place),
+            "min_effective_window": side.peek("min_effective", place),
+            "max_in_flight": side.peek("max_in_flight", place),
+            "stalls": side.peek("stalls", place) + counts,
+            "stalled_ns": side.peek("stalled_ns", place) + np.where(counts, lasted, 0),
+            "unread_bytes": side.peek("in_flight", place),
             "outstanding": np.where(
-                side["in_flight"][place] == NULL, NULL, pending.outstanding(slots, sender)
+                side.peek("in_flight", place) == NULL, NULL, pending.outstanding(slots, sender)
             ),
             "drains": drain.samples,
             "drain_min_ns": drain.least,
@@ -161,9 +161,9 @@ def columns(
             "drain_max_ns": drain.most,
             "bytes_per_second": np.where(life > 0, rate, NULL).astype(np.int64),
             "messages": messages,
-            "message_bytes": side["message_bytes"][place],
-            "message_min": np.where(messages > 0, side["message_min"][place], NULL),
-            "message_max": np.where(messages > 0, side["message_max"][place], NULL),
+            "message_bytes": side.peek("message_bytes", place),
+            "message_min": np.where(messages > 0, side.peek("message_min", place), NULL),
+            "message_max": np.where(messages > 0, side.peek("message_max", place), NULL),
         }
         result.update({f"{direction}_{name}": values for name, values in figures.items()})
     return result

@@ -124,10 +124,21 @@ class Columns(dict[str, NDArray[Any]]):
 
     def double(self) -> None:
         """Make room for as many slots again, blank."""
+        size = self._shape[0]
+        self._shape = (2 * size, *self._shape[1:])
         for name, column in self.items():
-            form, begin = self._layout[name]
-            self[name] = np.concatenate([column, np.full(self._shape, begin, form)])
-        self._shape = (2 * self._shape[0], *self._shape[1:])
+            grown = np.empty((2 * size, *column.shape[1:]), column.dtype)
+            grown[:size], grown[size:] = column, self._layout[name][1]
+            self[name] = grown
+
+    def peek(self, name: str, place: Ints | tuple[Ints, int]) -> NDArray[Any]:
+        """The values at ``place`` of a column that is not made for that."""
+        if name in self:
+            return self[name][place]
+        form, begin = self._layout[name]
+        if isinstance(place, tuple):
+            return np.full(place[0].size, begin, form)
+        return np.full((place.size, *self._shape[1:]), begin, form)
 
     def blank(self, slots: Ints) -> None:
         """Give these slots the values that a connection begins with."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 import numpy as np
 
@@ -19,6 +20,13 @@ from vsockdump.tracking.states import State
 from vsockdump.tracking.store import Store
 from vsockdump.wire import Op, RwFlag, Type
 
+# Plain integers: numpy compares a column with an enumeration's member as 64-bit numbers.
+_RW: Final = int(Op.RW)
+_RESPONSE: Final = int(Op.RESPONSE)
+_EOM: Final = int(RwFlag.EOM)
+_SEQPACKET: Final = int(Type.SEQPACKET)
+_STRAY: Final = int(State.STRAY)
+
 
 class Flow(IntEnum):
     """What a connection does between two packets."""
@@ -26,6 +34,10 @@ class Flow(IntEnum):
     IDLE = 0
     IN_FLIGHT = 1
     LIMITED = 2
+
+
+_FLOWS: Final = len(Flow)
+_LIMITED: Final = int(Flow.LIMITED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +67,9 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
     flow = ((there.in_flight > 0) | (back.in_flight > 0)).astype(np.uint8)
     limited = there.stalled | back.stalled
     if limited.any():
-        flow[limited] = Flow.LIMITED
+        flow[limited] = _LIMITED
     heard = life.active
-    stray = life.after == State.STRAY
+    stray = life.after == _STRAY
     if stray.any():
         heard = heard | (rows.counts & stray)
     slot, time_ns, begins, lasts = rows.slot, rows.time_ns, rows.runs.begins, rows.runs.lasts
@@ -78,14 +90,14 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
     np.maximum(spent, 0, out=spent)
     if stray.any():
         spent[stray] = 0
-    np.add.at(conn["flows_ns"].reshape(-1), len(Flow) * slot + during, spent)
+    np.add.at(conn["flows_ns"].reshape(-1), _FLOWS * slot + during, spent)
     conn["last_ns"][slots], conn["flow"][slots] = time_ns[lasts], flow[lasts]
     _connects(rows, life, store)
-    return bool((during == Flow.LIMITED).any() or (flow == Flow.LIMITED).any())
+    return bool((during == _LIMITED).any() or (flow == _LIMITED).any())
 
 
 def _connects(rows: Rows, life: Life, store: Store) -> None:
-    answers = np.flatnonzero(life.active & (rows.op == Op.RESPONSE))
+    answers = np.flatnonzero(life.active & (rows.op == _RESPONSE))
     if not answers.size:
         return
     conn = store.conn
@@ -163,10 +175,11 @@ def _ended(
 def messages(rows: Rows, accounts: tuple[Account, Account], store: Store) -> None:
     """Count whole messages and their sizes."""
     runs, slots, side = rows.runs, rows.slots, store.side
-    eom = (rows.op == Op.RW) & (rows.flags & RwFlag.EOM != 0)
+    eom = rows.flags & _EOM != 0
     if not eom.any():
         return
-    eom &= store.conn["type"][rows.slot] == Type.SEQPACKET
+    eom &= rows.op == _RW
+    eom &= store.conn["type"][rows.slot] == _SEQPACKET
     for sender, account in enumerate(accounts):
         ends = eom & account.data
         if not ends.any():

@@ -7,6 +7,8 @@ out beforehand.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from vsockdump.frames import Ints
@@ -16,6 +18,9 @@ from vsockdump.tracking.credit import Account
 from vsockdump.tracking.store import Store
 from vsockdump.wire import Op
 
+# Plain integers: numpy compares a column with an enumeration's member as 64-bit numbers.
+_RW: Final = int(Op.RW)
+
 
 def volumes(rows: Rows, store: Store) -> None:
     """Count packets and bytes, those after the end too."""
@@ -24,7 +29,7 @@ def volumes(rows: Rows, store: Store) -> None:
     if not rows.counts.all():
         way, op, length = way[rows.counts], op[rows.counts], length[rows.counts]
     np.add.at(side["packets"].reshape(-1), way, 1)
-    np.add.at(side["bytes"].reshape(-1), way, np.where(op == Op.RW, length, 0))
+    np.add.at(side["bytes"].reshape(-1), way, np.where(op == _RW, length, 0))
 
 
 def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> None:
