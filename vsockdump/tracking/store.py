@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vsockdump.frames import Bools, Ints
 from vsockdump.tracking.cache import AddressCache
 from vsockdump.tracking.columns import NULL
-from vsockdump.tracking.states import ENDED, State
+from vsockdump.tracking.states import OVER
 from vsockdump.tracking.table import EMPTY, Keys, KeyTable
 
 NO_BASE: Final = int(np.iinfo(np.int64).min)
@@ -103,8 +103,6 @@ detector saw it; ``told``: bits of the findings already made of this direction.
 _FIRST_SIZE: Final = 1024
 HEADROOM: Final = 16
 """One part in so many is emptied beyond a limit: a flood then comes to it now and then only."""
-_OVER: Final = np.isin(np.arange(256), [*ENDED, State.STRAY])
-"""By state: whether the connection has ended, or never began."""
 
 
 class Columns(dict[str, NDArray[Any]]):
@@ -222,5 +220,5 @@ class Store:
 
     def over(self, slots: Ints) -> Bools:
         """Which connections have ended (a stray one never began)."""
-        over: Bools = _OVER[self.conn["state"][slots]]
+        over: Bools = OVER[self.conn["state"][slots]]
         return over

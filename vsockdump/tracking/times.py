@@ -68,17 +68,16 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
     limited = there.stalled | back.stalled
     if limited.any():
         flow[limited] = _LIMITED
-    heard = life.active
-    stray = life.after == _STRAY
-    if stray.any():
-        heard = heard | (rows.counts & stray)
+    heard, strays = life.active, life.carried == _STRAY
+    if strays.any():
+        heard = heard | (rows.counts & strays[rows.runs.run])
     slot, time_ns, begins, lasts = rows.slot, rows.time_ns, rows.runs.begins, rows.runs.lasts
     if not heard.all():
         # The others change nothing: what is left is in runs just so.
         at = np.flatnonzero(heard)
         if not at.size:
             return False
-        slot, time_ns, flow, stray = slot[at], time_ns[at], flow[at], stray[at]
+        slot, time_ns, flow = slot[at], time_ns[at], flow[at]
         edges = np.flatnonzero(slot[1:] != slot[:-1])
         begins, lasts = np.append(0, edges + 1), np.append(edges, slot.size - 1)
     slots = slot[begins]
@@ -88,8 +87,9 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
     during[1:] = flow[:-1]
     during[begins] = conn["flow"][slots]
     np.maximum(spent, 0, out=spent)
-    if stray.any():
-        spent[stray] = 0
+    if strays.any():
+        # One that never began spends no time.
+        spent[conn["state"][slot] == _STRAY] = 0
     np.add.at(conn["flows_ns"].reshape(-1), _FLOWS * slot + during, spent)
     conn["last_ns"][slots], conn["flow"][slots] = time_ns[lasts], flow[lasts]
     _connects(rows, life, store)
