@@ -17,17 +17,20 @@ from vsockdump.packets import PacketBatch
 from vsockdump.sinks import sheet
 from vsockdump.sinks.names import (
     LONGEST_NAME,
-    PairTexts,
+    Combined,
     cid_names,
-    enum_names,
     escape,
-    flag_texts,
     interface_name,
+    name_of,
     of_interfaces,
+    pair_texts,
 )
 
 OBEYED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Categories of what a terminal obeys, hides, or may come to obey."""
+
+
+numbers = st.integers(0, 3) | st.integers(0, 9) | st.integers(0, 2**16 - 1)
 
 
 def rows(columns: list[sheet.Column], count: int) -> list[str]:
@@ -64,14 +67,44 @@ def test_a_name_is_cut_before_it_is_escaped() -> None:
     assert interface_name(Interface(name="\x1b" * 100)) == "\x1b" * LONGEST_NAME
 
 
-@given(st.lists(st.integers(0, 2**16 - 1) | st.integers(0, 9)))
-def test_values_without_a_name_are_numbers(values: list[int]) -> None:
+@given(st.integers(0, 2**16 - 1) | st.integers(0, 9))
+def test_values_without_a_name_are_numbers(value: int) -> None:
     for kind in (wire.MonOp, wire.Transport, wire.Type, wire.Op):
-        columns = enum_names(kind, np.array(values, np.uint16), after=b";")
-        assert rows(columns, len(values)) == [f"{name(kind, value)};" for value in values]
-        quoted = rows(enum_names(kind, np.array(values, np.uint16), quote=b"'"), len(values))
-        spelled = [f"'{name(kind, v)}'" if v in list(kind) else str(v) for v in values]
-        assert quoted == spelled
+        assert name_of(kind, value).decode() == name(kind, value)
+
+
+@given(st.lists(st.lists(st.tuples(numbers, numbers, st.booleans())), max_size=4))
+def test_combinations_are_spelled_whatever_the_numbers(
+    batches: list[list[tuple[int, int, bool]]],
+) -> None:
+    combined = Combined(spell, (3, 2, 1))
+    for batch in batches:
+        keys = zip(*batch, strict=True) if batch else ([], [], [])
+        arrays = map(np.array, keys, (np.uint32, np.uint16, np.bool_))
+        assert rows([combined.column(*arrays)], len(batch)) == [
+            spell(*combination).decode() for combination in batch
+        ]
+
+
+def spell(first: int, second: int, third: bool) -> bytes:
+    return b"%d-%d%s" % (first, second, b"!" * third)
+
+
+def test_combinations_are_spelled_once_and_a_bounded_number_of_them_kept() -> None:
+    asked: list[int] = []
+
+    def spell(value: int) -> bytes:
+        asked.append(value)
+        return b"%d" % value
+
+    combined = Combined(spell, (16,))
+    few = np.array([3, 3, 7, 3], np.uint16)
+    for _ in range(2):
+        assert rows([combined.column(few)], few.size) == ["3", "3", "7", "3"]
+    assert sorted(asked) == [3, 7]
+    many = np.arange(2**16).astype(np.uint16)
+    assert rows([combined.column(many)], many.size) == list(map(str, range(2**16)))
+    assert len(combined) == 2
 
 
 @given(st.lists(st.integers(0, 4) | st.integers(0, 2**64 - 1)))
@@ -82,22 +115,14 @@ def test_cids_that_everybody_shares_have_names(values: list[int]) -> None:
     assert rows(cid_names(cids, numeric=True), len(values)) == list(map(str, values))
 
 
-@given(batches())
-def test_flags_are_named_by_op_and_type(batch: PacketBatch) -> None:
-    index, table = flag_texts(batch, "|", "[", "]")
-    for row, packet in enumerate(batch):
-        flags = wire.flag_names(packet.op or 0, packet.type or 0, packet.flags or 0)
-        assert table[index[row]].decode() == (f"[{'|'.join(flags)}]" if flags else "")
-
-
 @given(st.lists(batches(), max_size=3), st.booleans(), st.data())
 def test_pairs_are_right_whatever_the_ways_say(
     several: list[PacketBatch], numeric: bool, data: st.DataObject
 ) -> None:
-    pairs = PairTexts(numeric=numeric)
+    pairs = pair_texts(numeric=numeric)
     for batch in several:
         way = data.draw(st.none() | tracked(len(batch)).map(lambda figures: figures.way))
-        spelled = pairs.column(batch, way)
+        spelled = pairs.column(batch.headers, way)
         for text, packet in zip(rows([spelled], len(batch)), batch, strict=True):
             src, dst = (
                 str(cid) if numeric else wire.CID_NAMES.get(cid or 0, str(cid))

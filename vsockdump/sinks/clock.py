@@ -47,10 +47,9 @@ def _calendar(seconds: Ints, form: str) -> Column:
 
 def _fraction(ns: Ints, nano: Bools) -> list[Column]:
     """Nanoseconds of a second as nine digits; as six, cut, where ``nano`` is not set."""
-    if not nano.any():
-        return fixed(ns // 1000, 2)
-    *micro, last = fixed(ns, 3)
-    return [*micro, *only(nano, [last])]
+    if nano.all():
+        return fixed(ns, 9)
+    return [*fixed(ns // 1000, 6), *only(nano, fixed(ns % 1000, 3))]
 
 
 class Clock:
@@ -101,7 +100,7 @@ def rfc3339(time_ns: Ints) -> list[Column]:
     seconds = time_ns // SECOND
     return [
         _calendar(seconds, "%Y-%m-%dT%H:%M:%S."),
-        *fixed(time_ns - seconds * SECOND, 3),
+        *fixed(time_ns - seconds * SECOND, 9),
         b"Z",
     ]
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vsockdump.frames import Bools, Interface
 from vsockdump.packets import Layer, PacketBatch, Status
 from vsockdump.sinks.clock import integers, rfc3339
-from vsockdump.sinks.names import enum_names, flag_texts, interface_name, of_interfaces
+from vsockdump.sinks.names import Combined, interface_name, name_of, of_interfaces
 from vsockdump.sinks.sheet import Column, choose, lines, number, only
 from vsockdump.tracking.columns import NULL, TrackedBatch
-from vsockdump.wire import MonOp, Op, Transport, Type
+from vsockdump.wire import MonOp, Op, Transport, Type, flag_names
 
 _STATUS: Final = [status.name.lower().encode() for status in Status]
 _FIGURES: Final = ("tx_cnt", "in_flight", "window", "effective_window")
@@ -30,7 +29,8 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
     """The objects of a batch, each on a line of its own."""
     frames, headers = batch.frames, batch.headers
     mon, virtio = batch.has_mon, batch.has_virtio
-    length = np.where(virtio, headers["len"], 0)
+    length = headers["len"] if virtio.all() else np.where(virtio, headers["len"], 0)
+    fields = ("mon_op", "transport", "op", "type", "flags")
     columns: list[Column] = [
         *(b'{"number":', *number(frames.number)),
         *(b',"time":"', *rfc3339(frames.time_ns)),
@@ -40,13 +40,8 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
         *(b',"src_port":', *_or_null(mon, number(headers["src_port"]))),
         *(b',"dst_cid":', *_or_null(mon, number(headers["dst_cid"]))),
         *(b',"dst_port":', *_or_null(mon, number(headers["dst_port"]))),
-        *(b',"mon_op":', *_or_null(mon, _enum(MonOp, headers["mon_op"]))),
-        *(b',"transport":', *_or_null(mon, _enum(Transport, headers["transport"]))),
-        *(b',"op":', *_or_null(virtio, _enum(Op, headers["op"]))),
-        *(b',"type":', *_or_null(virtio, _enum(Type, headers["type"]))),
-        *(b',"flags":', *_or_null(virtio, number(headers["flags"]))),
-        *(b',"flag_names":[', *_flags(batch)),
-        *(b'],"length":', *_or_null(virtio, number(length))),
+        _KINDS.column(mon, virtio, *(headers[name] for name in fields)),
+        *_or_null(virtio, number(length)),
         *(b',"captured":', *number(batch.captured)),
         *(b',"buf_alloc":', *_or_null(virtio, number(headers["buf_alloc"]))),
         *(b',"fwd_cnt":', *_or_null(virtio, number(headers["fwd_cnt"]))),
@@ -54,6 +49,29 @@ def render(batch: PacketBatch, tracked: TrackedBatch | None = None) -> bytes:
         *(b',"stop":', *_stops(batch)),
     ]
     return lines([*columns, *_tracked(tracked), b"}\n"], len(batch))
+
+
+def _kind(
+    mon: bool, virtio: bool, mon_op: int, transport: int, op: int, type_: int, flags: int
+) -> bytes:
+    """What the object says from ``mon_op`` to the name of ``length``."""
+    values = {
+        "mon_op": _enum(MonOp, mon_op) if mon else None,
+        "transport": _enum(Transport, transport) if mon else None,
+        "op": _enum(Op, op) if virtio else None,
+        "type": _enum(Type, type_) if virtio else None,
+        "flags": flags if virtio else None,
+        "flag_names": flag_names(op, type_, flags) if virtio else [],
+    }
+    return f',{json.dumps(values, separators=(",", ":"))[1:-1]},"length":'.encode()
+
+
+def _enum(kind: type[IntEnum], value: int) -> str | int:
+    name = name_of(kind, value).decode()
+    return value if name.isdecimal() else name
+
+
+_KINDS: Final = Combined(_kind, (1, 1, 3, 2, 4, 2, 3))
 
 
 def _tracked(tracked: TrackedBatch | None) -> list[Column]:
@@ -79,15 +97,6 @@ def _or_null(known: Bools, columns: list[Column]) -> list[Column]:
     if known.all():
         return columns
     return [*only(known, columns), *only(~known, [b"null"])]
-
-
-def _enum(kind: type[IntEnum], values: NDArray[Any]) -> list[Column]:
-    return enum_names(kind, values, quote=b'"')
-
-
-def _flags(batch: PacketBatch) -> list[Column]:
-    index, table = flag_texts(batch, '","', '"', '"')
-    return [choose(table, index)] if len(table) > 1 else []
 
 
 def _stops(batch: PacketBatch) -> list[Column]:

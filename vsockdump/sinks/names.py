@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 
 from vsockdump import wire
 from vsockdump.frames import FrameBatch, Interface, Ints
-from vsockdump.packets import PacketBatch
 from vsockdump.sinks.sheet import (
+    Cells,
     Column,
+    Table,
     choose,
     distinct,
     number,
@@ -24,6 +26,12 @@ from vsockdump.sinks.sheet import (
 )
 
 LONGEST_NAME: Final = 64
+_REMEMBERED: Final = 256
+"""Combinations of numbers whose text is kept. Real traffic shows a dozen, hostile any."""
+_TEXT: Final = 32
+"""Bytes of the text of a pair in most captures; a multiple of it holds the longest."""
+_ADDRESSES: Final = 3
+"""Words of 64 bits at the start of a header record: both CIDs, and both ports."""
 
 
 def escape(text: str) -> str:
@@ -50,26 +58,15 @@ def of_interfaces(frames: FrameBatch, spell: Callable[[Interface], bytes]) -> Co
     return choose([spell(frames.interfaces[place]) for place in found.tolist()], which)
 
 
-def enum_names(
-    kind: type[IntEnum], values: NDArray[Any], *, quote: bytes = b"", after: bytes = b""
-) -> list[Column]:
-    """Each value by its name in ``kind``, the rest as numbers; ``after`` follows either.
+def name_of(kind: type[IntEnum], value: int) -> bytes:
+    """A value's name in ``kind``; its number if it has none."""
+    name = _names(kind).get(value)
+    return b"%d" % value if name is None else name
 
-    Names alone stand in ``quote``.
-    """
-    size = max(kind) + 1
-    table = [b""] * (size + 1)
-    for member in kind:
-        table[member] = quote + member.name.encode() + quote + after
-    unnamed = [value for value in range(size) if not table[value]]
-    index = np.minimum(values, size).astype(np.intp)
-    columns = [choose(table, index)]
-    odd = index == size
-    for value in unnamed:
-        odd = odd | (index == value)
-    if odd.any():
-        columns += only(odd, [*number(values), after])
-    return columns
+
+@lru_cache(maxsize=8)
+def _names(kind: type[IntEnum]) -> dict[int, bytes]:
+    return {int(member): member.name.encode() for member in kind}
 
 
 def cid_names(values: NDArray[Any], *, numeric: bool) -> list[Column]:
@@ -84,89 +81,171 @@ def cid_names(values: NDArray[Any], *, numeric: bool) -> list[Column]:
     return [choose(table, named), *only(named == 0, number(values))]
 
 
-def flag_texts(batch: PacketBatch, joiner: str, before: str, after: str) -> tuple[Any, list[bytes]]:
-    """The flags of each packet by name: for every row an index into a list of few texts.
+class Combined:
+    """Texts of combinations of small numbers, each spelled when a packet first shows it."""
 
-    Text 0 is empty: no flags. Others stand between ``before`` and ``after``.
-    """
-    headers = batch.headers
-    table, index = [b""], np.zeros(len(batch), np.intp)
-    rows = np.flatnonzero(headers["flags"])
-    if rows.size:
-        keys = [headers[name][rows] for name in ("op", "type", "flags")]
+    def __init__(self, spell: Callable[..., bytes], bits: Sequence[int]) -> None:
+        """``spell`` makes the text of one number of each kind; those of a kind may have
+        ``bits`` (16 in all) to be remembered. It is asked of any, again where they have more.
+        """
+        self._spell = spell
+        self._bits = bits
+        self._place = np.full(1 << sum(bits), -1, np.int16)
+        self._known: list[bytes] = []
+        self._table = Table([b""])
+
+    def column(self, *keys: NDArray[Any]) -> Column:
+        """The text of every row by its number in each of the keys, shape (n,)."""
+        if not keys[0].size:
+            return b""
+        keys = tuple(map(np.ascontiguousarray, keys))
+        index = np.zeros(keys[0].size, np.uint16)
+        shift = 0
+        for key, bits in zip(keys, self._bits, strict=True):
+            if int(key.max()) >> bits:
+                return self._unknown(keys)
+            index |= key.astype(np.uint16) << np.uint16(shift)
+            shift += bits
+        place = self._place.take(index)
+        if int(place.min()) < 0:
+            new = np.flatnonzero(place < 0)
+            first = new[small_distinct(index[new].astype(np.int64))[0]]
+            if len(self._known) + first.size > _REMEMBERED:
+                return self._unknown(keys)
+            self._place[index[first]] = len(self._known) + np.arange(first.size)
+            self._known += self._spelled(keys, first)
+            self._table = Table(self._known)
+            place = self._place.take(index)
+        return self._table.take(place)
+
+    def __len__(self) -> int:
+        """Texts that are kept."""
+        return len(self._known)
+
+    def _unknown(self, keys: Sequence[NDArray[Any]]) -> Column:
         first, which = distinct(*keys)
-        for op, type_, flags in zip(*(key[first].tolist() for key in keys), strict=True):
-            names = joiner.join(wire.flag_names(op, type_, flags))
-            table.append(f"{before}{names}{after}".encode())
-        index[rows] = which + 1
-    return index, table
+        return choose(self._spelled(keys, first), which)
+
+    def _spelled(self, keys: Sequence[NDArray[Any]], rows: Ints) -> list[bytes]:
+        return list(map(self._spell, *(key[rows].tolist() for key in keys)))
 
 
 class PairTexts:
-    """``src.port > dst.port: `` of packets, spelled once for each direction of a connection.
+    """What is printed of both ends of a packet, spelled once for each direction of a connection.
 
     Remembers what was spelled for a ``way`` (TrackedBatch), and looks whether the addresses are
-    still those: ways are used again, and loopback packets of one may name different CIDs.
+    still those: ways are used again, and loopback packets of one may name different CIDs. All that
+    is known of a way is one record, to be fetched from memory at once.
     """
 
-    def __init__(self, *, numeric: bool) -> None:
-        self._numeric = numeric
-        self._known = np.zeros((0, 3), np.uint64)
-        self._told = np.zeros(0, np.bool_)
-        self._spelled = np.zeros(0, "S1")
+    def __init__(self, spell: Callable[[NDArray[Any]], list[Column]]) -> None:
+        """``spell`` makes the columns of header records, ``wire.HEADERS``."""
+        self._spell = spell
+        self._width = _TEXT
+        self._records = np.zeros(0, f"V{_pair(self._width).itemsize}")
 
-    def column(self, batch: PacketBatch, way: Ints | None) -> Column:
+    def column(self, headers: NDArray[Any], way: Ints | None) -> Column:
         """The text of every row; ``way`` None: connections are not known."""
-        headers = batch.headers
-        keys = np.empty((len(batch), 3), np.uint64)
-        keys[:, 0], keys[:, 1] = headers["src_cid"], headers["dst_cid"]
-        keys[:, 2] = headers["src_port"].astype(np.uint64) << np.uint64(32) | headers["dst_port"]
-        if way is not None:
-            self._grow(int(way.max()) + 1 if way.size else 0)
-            rows = self._unknown(keys, way)
-            if rows.size:
-                shown, _ = small_distinct(way[rows])
-                self._tell(keys[rows[shown]], way[rows[shown]])
-                rows = self._unknown(keys, way)
-            if not rows.size:
-                return self._spelled[way]
-        first, which = distinct(*keys.T)
-        return self._spell(keys[first])[which]
+        if way is None or not way.size:
+            return self._column(headers)
+        self._grow(int(way.max()) + 1, self._width)
+        addresses = _addresses(headers)
+        found = self._records.take(way)
+        other = self._other(found, addresses)
+        if other.size:
+            shown, _ = small_distinct(way[other])
+            rows = other[shown]
+            self._tell(_take(headers, rows), way[rows])
+            again = self._records.take(way[other])
+            if self._other(again, addresses[other]).size:
+                return self._column(headers)
+            if again.dtype == found.dtype:
+                found[other] = again
+            else:
+                found = self._records.take(way)
+        records = found.view(_pair(self._width))
+        return Cells(text=records["text"], size=records["size"].copy()).settled()
 
-    def _unknown(self, keys: NDArray[np.uint64], way: Ints) -> Ints:
-        """The rows whose addresses are not those that were spelled for their way."""
-        other = self._known[way] != keys
-        told = self._told[way]
-        if told.all() and not other.any():
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(~told | other.any(axis=1))
+    def _column(self, headers: NDArray[Any]) -> Column:
+        first, which = distinct(*_addresses(headers).T)
+        return texts(self._spell(_take(headers, first)), first.size).take(which)
 
-    def _grow(self, size: int) -> None:
-        more = size - self._told.size
-        if more > 0:
-            more = max(more, self._told.size)
-            self._known = np.concatenate([self._known, np.zeros((more, 3), np.uint64)])
-            self._told = np.concatenate([self._told, np.zeros(more, np.bool_)])
-            self._spelled = np.concatenate([self._spelled, np.zeros(more, self._spelled.dtype)])
+    def _other(self, found: NDArray[Any], addresses: NDArray[Any]) -> Ints:
+        """The rows for whose addresses nothing is spelled."""
+        records = found.view(_pair(self._width))
+        same = records["size"] != 0
+        for place in range(_ADDRESSES):
+            same &= records["addresses"][:, place] == addresses[:, place]
+        return np.zeros(0, np.int64) if same.all() else np.flatnonzero(~same)
 
-    def _tell(self, keys: NDArray[np.uint64], way: Ints) -> None:
-        spelled = self._spell(keys)
-        if spelled.dtype.itemsize > self._spelled.dtype.itemsize:
-            self._spelled = self._spelled.astype(spelled.dtype)
-        self._known[way], self._told[way], self._spelled[way] = keys, True, spelled
+    def _grow(self, ways: int, width: int) -> None:
+        """Room for so many ways, and for texts of that many bytes."""
+        old = self._records
+        if ways <= old.size and width == self._width:
+            return
+        ways = max(ways, 2 * old.size) if ways > old.size else old.size
+        self._records = np.zeros(ways, f"V{_pair(width).itemsize}")
+        if width == self._width:
+            self._records[: old.size] = old
+        else:
+            self._records[: old.size] = _widened(old, self._records.itemsize)
+        self._width = width
 
-    def _spell(self, keys: NDArray[np.uint64]) -> NDArray[np.bytes_]:
-        ports = np.uint64(0xFFFF_FFFF)
-        return texts(
-            [
-                *cid_names(keys[:, 0], numeric=self._numeric),
-                b".",
-                *number(keys[:, 2] >> np.uint64(32)),
-                b" > ",
-                *cid_names(keys[:, 1], numeric=self._numeric),
-                b".",
-                *number(keys[:, 2] & ports),
-                b": ",
-            ],
-            len(keys),
-        )
+    def _tell(self, headers: NDArray[Any], way: Ints) -> None:
+        """Spell the addresses of these headers, one of each way."""
+        spelled = texts(self._spell(headers), way.size)
+        longest = int(np.max(spelled.size))
+        self._grow(0, max(self._width, -(-longest // _TEXT) * _TEXT))
+        words = np.empty((way.size, self._records.itemsize // 8), np.uint64)
+        words[:, :_ADDRESSES] = _addresses(headers)
+        words[:, _ADDRESSES] = spelled.size
+        words.view(np.uint8)[:, -self._width :] = _bytes(_widened(spelled.text, self._width))
+        self._records[way] = words.view(self._records.dtype).ravel()
+
+
+@lru_cache(maxsize=8)
+def _pair(width: int) -> np.dtype[Any]:
+    """What is known of a way: its addresses and the text, ``size`` bytes; 0: nothing is known."""
+    return np.dtype([("addresses", "<u8", _ADDRESSES), ("size", np.int64), ("text", f"V{width}")])
+
+
+def _addresses(headers: NDArray[Any]) -> NDArray[np.uint64]:
+    """Both CIDs and ports of each header record, shape (n, 3)."""
+    words = np.ascontiguousarray(headers).view("<u8").reshape(headers.size, headers.itemsize // 8)
+    return words[:, :_ADDRESSES]
+
+
+def _take(headers: NDArray[Any], rows: Ints) -> NDArray[Any]:
+    """The header records of these rows; numpy copies items of many fields one by one."""
+    whole = np.ascontiguousarray(headers).view(f"V{headers.itemsize}")
+    return whole.take(rows).view(headers.dtype)
+
+
+def _bytes(items: NDArray[Any]) -> NDArray[np.uint8]:
+    return items.view(np.uint8).reshape(items.size, items.itemsize)
+
+
+def _widened(items: NDArray[Any], width: int) -> NDArray[Any]:
+    """The items in so many bytes: all of theirs and then NUL, or the first ones."""
+    wide = np.zeros(items.size, f"V{width}")
+    common = min(width, items.itemsize)
+    _bytes(wide)[:, :common] = _bytes(items)[:, :common]
+    return wide
+
+
+def pair_texts(*, numeric: bool) -> PairTexts:
+    """``src.port > dst.port: `` of packets."""
+
+    def spell(headers: NDArray[Any]) -> list[Column]:
+        return [
+            *cid_names(headers["src_cid"], numeric=numeric),
+            b".",
+            *number(headers["src_port"]),
+            b" > ",
+            *cid_names(headers["dst_cid"], numeric=numeric),
+            b".",
+            *number(headers["dst_port"]),
+            b": ",
+        ]
+
+    return PairTexts(spell)

@@ -17,19 +17,19 @@ from vsockdump.packets import Layer, PacketBatch, Status
 from vsockdump.sinks.clock import Clock, Stamp
 from vsockdump.sinks.hexdump import Dump, dump
 from vsockdump.sinks.names import (
-    PairTexts,
-    enum_names,
+    Combined,
     escape,
-    flag_texts,
     interface_name,
+    name_of,
     of_interfaces,
+    pair_texts,
 )
 from vsockdump.sinks.sheet import Column, choose, lines, number, only, unique
 from vsockdump.tracking.columns import NULL, TrackedBatch
-from vsockdump.wire import MON_HDR_LEN, MonOp, Op, Transport, Type
+from vsockdump.wire import MON_HDR_LEN, MonOp, Op, Transport, Type, flag_names
 
 _RESET: Final = b"\x1b[0m"
-_COLORS: Final = {
+_COLORS: Final[dict[int, bytes]] = {
     Op.REQUEST: b"\x1b[32m",
     Op.RESPONSE: b"\x1b[32m",
     Op.RST: b"\x1b[31m",
@@ -70,7 +70,11 @@ class TextPrinter:
     def __init__(self, style: TextStyle) -> None:
         self._style = style
         self._clock = Clock(style.stamp)
-        self._pairs = PairTexts(numeric=style.numeric)
+        self._pairs = pair_texts(numeric=style.numeric)
+        self._ops = Combined(self._op, (4, 4, 4, 1))
+        self._kinds = Combined(_kind, (4, 4))
+        self._transports = Combined(_transport, (4, 4))
+        self._others = Combined(_other, (4, 4))
         self._first_interface: int | None = None
         self._several = False
 
@@ -90,8 +94,11 @@ class TextPrinter:
     def _below(self, batch: PacketBatch) -> list[bytes] | None:
         """What stands below each packet's line; None if nothing does anywhere."""
         style = self._style
+        commented = style.verbose >= 3 and bool(batch.frames.options)
+        if style.dump is None and not commented:
+            return None
         below = [b""] * len(batch)
-        if style.verbose >= 3:
+        if commented:
             for row, options in batch.frames.options.items():
                 comments = [
                     o.value.decode("utf-8", "replace") for o in options if o.code == _COMMENT
@@ -117,6 +124,9 @@ class TextPrinter:
         digits = self._style.digits
         if digits is not None:
             return np.full(len(frames), digits == _NANO)
+        kinds = {interface.nanoseconds for interface in frames.interfaces}
+        if len(kinds) == 1:
+            return np.full(len(frames), kinds.pop())
         found, which = unique(frames.interface)
         fine = [frames.interfaces[place].nanoseconds for place in found.tolist()]
         return np.array(fine, np.bool_)[which]
@@ -143,10 +153,7 @@ class TextPrinter:
         return only(
             batch.has_mon,
             [
-                *enum_names(MonOp, headers["mon_op"]),
-                b" via ",
-                *enum_names(Transport, headers["transport"]),
-                b", header ",
+                self._transports.column(headers["mon_op"], headers["transport"]),
                 *number(headers["transport_len"]),
                 b", frame ",
                 *number(batch.frames.origlen),
@@ -156,7 +163,7 @@ class TextPrinter:
 
     def _body(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
         way = tracked.way if tracked is not None else None
-        pairs = self._pairs.column(batch, way)
+        pairs = self._pairs.column(batch.headers, way)
         if batch.has_virtio.all():
             return [pairs, *self._virtio(batch, tracked), *self._stops(batch)]
         other = batch.has_mon & ~batch.has_virtio
@@ -170,17 +177,13 @@ class TextPrinter:
 
     def _virtio(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
         style, headers = self._style, batch.headers
-        columns: list[Column] = []
-        stream = headers["type"] == Type.STREAM
-        if not stream.all():
-            columns += only(~stream, enum_names(Type, headers["type"], after=b" "))
-        columns += self._op(headers["op"])
-        index, table = flag_texts(batch, "|", " [", "]")
-        if len(table) > 1:
-            columns.append(choose(table, index))
+        op = headers["op"]
+        data = np.zeros(len(batch), np.bool_)
+        if tracked is not None and not style.quiet:
+            data = (op == Op.RW) & (tracked.tx_cnt != NULL)
+        columns = [self._ops.column(headers["type"], op, headers["flags"], data)]
         if not style.quiet:
             if tracked is not None:
-                data = (headers["op"] == Op.RW) & (tracked.tx_cnt != NULL)
                 columns += only(data, self._sequence(batch, tracked))
             columns += [b", fwd ", *number(headers["fwd_cnt"])]
             columns += [b", win ", *number(headers["buf_alloc"])]
@@ -192,21 +195,22 @@ class TextPrinter:
             columns += self._details(batch, tracked)
         return columns
 
-    def _op(self, op: Ints) -> list[Column]:
-        columns = enum_names(Op, op)
-        if not self._style.color:
-            return columns
-        table = [b""] * 256
-        for member, code in _COLORS.items():
-            table[member] = code
-        colored = np.minimum(op, 255)
-        before = choose(table, colored)
-        return [before, *columns, choose([_RESET if code else b"" for code in table], colored)]
+    def _op(self, type_: int, op: int, flags: int, data: bool) -> bytes:
+        """What stands of the type, the op and the flags, and before the sequence numbers."""
+        text = name_of(Op, op)
+        color = _COLORS.get(op, b"") if self._style.color else b""
+        if color:
+            text = color + text + _RESET
+        if type_ != Type.STREAM:
+            text = name_of(Type, type_) + b" " + text
+        if flags:
+            text += f" [{'|'.join(flag_names(op, type_, flags))}]".encode()
+        return text + b", seq " if data else text
 
     def _sequence(self, batch: PacketBatch, tracked: TrackedBatch) -> list[Column]:
         end = np.maximum(tracked.tx_cnt, 0)
         begin = np.maximum(end - batch.headers["len"], 0)
-        return [b", seq ", *number(begin), b":", *number(end)]
+        return [*number(begin), b":", *number(end)]
 
     def _details(self, batch: PacketBatch, tracked: TrackedBatch | None) -> list[Column]:
         columns: list[Column] = []
@@ -223,8 +227,7 @@ class TextPrinter:
             for label, values in figures:
                 columns += only(values != NULL, [label, *number(np.maximum(values, 0))])
         if verbose >= 2:
-            columns += [b", type ", *enum_names(Type, headers["type"])]
-            columns += [b", flags ", *number(headers["flags"])]
+            columns += [self._kinds.column(headers["type"], headers["flags"])]
             columns += [b", captured ", *number(batch.captured)]
             columns += only(batch.excess > 0, [b", beyond length ", *number(batch.excess)])
         if verbose >= 3:
@@ -237,10 +240,7 @@ class TextPrinter:
     def _without_virtio(self, batch: PacketBatch) -> list[Column]:
         headers = batch.headers
         return [
-            *enum_names(MonOp, headers["mon_op"]),
-            b", transport ",
-            *enum_names(Transport, headers["transport"]),
-            b", length ",
+            self._others.column(headers["mon_op"], headers["transport"]),
             *number(_length(batch)),
         ]
 
@@ -255,10 +255,23 @@ class TextPrinter:
         rows[batch.stop_rows[shown]] = True
         if not rows.any():
             return []
-        texts = np.zeros(len(batch), "S96")
+        table, index = [b""], np.zeros(len(batch), np.int64)
         for row in np.flatnonzero(rows).tolist():
-            texts[row] = f" [{batch.stop(row)}]".encode()
-        return [texts]
+            index[row] = len(table)
+            table.append(f" [{batch.stop(row)}]".encode())
+        return [choose(table, index)]
+
+
+def _kind(type_: int, flags: int) -> bytes:
+    return b", type %b, flags %d" % (name_of(Type, type_), flags)
+
+
+def _transport(mon_op: int, transport: int) -> bytes:
+    return b"%b via %b, header " % (name_of(MonOp, mon_op), name_of(Transport, transport))
+
+
+def _other(mon_op: int, transport: int) -> bytes:
+    return b"%b, transport %b, length " % (name_of(MonOp, mon_op), name_of(Transport, transport))
 
 
 def _interface_text(interface: Interface) -> bytes:
