@@ -218,32 +218,32 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
     adverts = (life.speaks & ~rows.server, life.speaks & rows.server)
     others = _other_side(rows)
     buffers, forwards = (
-        _advertised(rows, life, others, field, side[field][slots])
+        _advertised(rows, life, others, field, store.pairs(field, slots))
         for field in ("buf_alloc", "fwd_cnt")
     )
-    for sender in (0, 1):
-        side["buf_alloc"][slots, sender] = buffers[sender][last]
-        side["fwd_cnt"][slots, sender] = forwards[sender][last]
+    store.put_pairs("buf_alloc", slots, *(said[last] for said in buffers))
+    store.put_pairs("fwd_cnt", slots, *(said[last] for said in forwards))
+    bases, sums = store.pairs("base", slots), store.pairs("sent", slots)
     least = np.minimum(buffers[0], buffers[1])
     accounts = []
     for sender in (0, 1):
-        peer, place = 1 - sender, (slots, sender)
+        peer = 1 - sender
         data = write & adverts[sender]
         moved = rows.length * data
         total = np.cumsum(moved)
         before = total[runs.begins] - moved[runs.begins]
-        base, carried = side["base"][place], side["sent"][place]
+        base, carried = bases[:, sender], sums[:, sender] - before
+        sums[:, sender] = carried + total[last]
         quiet = buffers[peer] == NULL
-        unknown = base == NO_BASE
-        side["sent"][place] = carried + total[last] - before
-        if unknown.any():
-            sent = total + (carried - before)[runs.run]
+        if (base == NO_BASE).any():
+            sent = total + carried[runs.run]
             base, tx_cnt = _anchor(runs, base, sent, adverts[peer], fwd_cnt)
             quiet |= tx_cnt == NULL
         else:
-            tx_cnt = total + (base + carried - before)[runs.run]
+            tx_cnt = total + (base + carried)[runs.run]
         in_flight = tx_cnt - forwards[peer] & _MASK
-        in_flight[quiet] = NULL
+        if quiet.any():
+            in_flight[quiet] = NULL
         ahead = np.zeros(0, np.int64)
         # A receiver that is ahead shows as more in flight than half of what a counter holds.
         if int(in_flight.max()) > _HALF:
@@ -255,9 +255,9 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
             in_flight = tx_cnt - forwards[peer] & _MASK
             in_flight[quiet] = NULL
             grown = runs.sum(ahead) > 0
-            side["estimated"][place] |= grown
+            side["estimated"][slots, sender] |= grown
             store.conn["estimated"][slots] |= grown
-        side["base"][place], side["in_flight"][place] = base, in_flight[last]
+        bases[:, sender] = base
         accounts.append(
             Account(
                 data=data,
@@ -270,6 +270,9 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
                 open=life.alive & (life.shut & (1 << sender) == 0),
             )
         )
+    store.put_pairs("base", slots, *bases.T)
+    store.put_pairs("sent", slots, *sums.T)
+    store.put_pairs("in_flight", slots, *(figures.in_flight[last] for figures in accounts))
     return accounts[0], accounts[1]
 
 

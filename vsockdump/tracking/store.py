@@ -100,6 +100,7 @@ at ``asked_ns`` and was not answered; ``heard*``: the sender's latest advertisem
 detector saw it; ``told``: bits of the findings already made of this direction.
 """
 
+_PAIR: Final = np.dtype("V16")
 _FIRST_SIZE: Final = 1024
 HEADROOM: Final = 16
 """One part in so many is emptied beyond a limit: a flood then comes to it now and then only."""
@@ -170,6 +171,17 @@ class Store:
         """The slots in use, in order of connection number."""
         used = np.flatnonzero(self._live)
         return used[np.argsort(self.conn["number"][used], kind="stable")]
+
+    def pairs(self, name: str, slots: Ints) -> Ints:
+        """Both sides' values in an int64 column, shape (k, 2); fetched at once."""
+        found = self.side[name].view(_PAIR)[:, 0].take(slots)
+        pairs: Ints = found.view(np.int64).reshape(slots.size, 2)
+        return pairs
+
+    def put_pairs(self, name: str, slots: Ints, client: Ints, server: Ints) -> None:
+        """Set both sides' values in an int64 column."""
+        pairs = np.stack([client, server], axis=1)
+        self.side[name].view(_PAIR)[slots, 0] = pairs.view(_PAIR)[:, 0]
 
     def take(self, count: int) -> Ints:
         """``count`` fresh slots, blank."""
