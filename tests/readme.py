@@ -14,7 +14,7 @@ from command import run
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *(ROOT / "docs" / name for name in ("output.md", "json.md"))]
+PAGES = [README, *(ROOT / "docs" / name for name in ("output.md", "json.md", "findings.md"))]
 """Pages that have sessions."""
 _SESSION = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROMPT = "$ vsockdump "

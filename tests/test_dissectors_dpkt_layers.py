@@ -86,7 +86,7 @@ def test_shows_names_and_only_what_is_there(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("name", captures.names())
 def test_real_captures(name: str) -> None:
     with captures.path(name).open("rb") as file:
-        for _, frame in dpkt.pcap.Reader(file):
+        for _, frame in dpkt.pcapng.Reader(file):
             packet = VSockMon(frame)
             assert bytes(packet) == frame
             assert packet[VirtioVsock].src_cid == packet.src_cid
