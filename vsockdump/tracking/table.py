@@ -8,7 +8,7 @@ number, so that a guest cannot choose ports that collide.
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Final
 
 import numpy as np
@@ -32,7 +32,7 @@ class KeyTable:
     """Maps keys to slots. ``home`` of a key is its place in the table, stable until a rebuild."""
 
     def __init__(self) -> None:
-        self._seed = np.uint64(secrets.randbits(64))
+        self._seed = np.uint64(int.from_bytes(os.urandom(8)))
         self._used = 0
         self._slots = np.full(1024, EMPTY, np.int64)
         self._hashes = np.zeros(1024, np.uint64)
