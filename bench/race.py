@@ -73,7 +73,8 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TZ": "UTC", **(environment or {})},
+        # Whoever installs a Python program has it compiled; the warming run does it here.
+        env={**os.environ, "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
     ) as process:
         assert process.stderr is not None
         complaints = process.stderr.read()
