@@ -14,10 +14,8 @@ from typing import Final
 from vsockdump import wire
 from vsockdump.errors import FilterError
 from vsockdump.filters import mask, tree
-from vsockdump.filters.assemble import assemble
 from vsockdump.filters.bpf import Instruction
 from vsockdump.filters.complaints import complaint_at
-from vsockdump.filters.lower import lower
 from vsockdump.filters.parser import parse
 from vsockdump.frames import Bools
 from vsockdump.packets import PacketBatch
@@ -86,6 +84,10 @@ class Filter:
                 " file or behind the capture, and leave it out of the capture filter"
             )
             raise complaint_at(self.text, wanted.at, reason)
+        # A filter on a file has no program.
+        from vsockdump.filters.assemble import assemble
+        from vsockdump.filters.lower import lower
+
         try:
             condition = lower(self.node, snaplen=snaplen or WHOLE_FRAME, linktype=linktype)
             return assemble(condition, snaplen or WHOLE_FRAME)

@@ -147,7 +147,8 @@ def _or(terms: Sequence[Node]) -> Condition:
 
 def _one_of(value: Value, members: list[int]) -> Condition:
     operand = _operand(value)
-    ordered = np.unique(np.array(members, np.uint64))
+    # np.unique would load numpy.ma, which takes as long as all else here.
+    ordered = np.array(sorted(set(members)), np.uint64)
 
     def mask(rows: Rows) -> Bools:
         column, present = operand(rows)
