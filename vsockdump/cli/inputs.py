@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from click import UsageError
@@ -73,6 +72,8 @@ class Inputs:
         """The filter, compiled; None if there is none."""
         text = " ".join(self.expression)
         if self.filter_file is not None:
+            from pathlib import Path
+
             try:
                 text = Path(self.filter_file).read_text("utf-8")
             except OSError as error:

@@ -12,12 +12,14 @@ import os
 import select
 import stat
 from collections.abc import Callable
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vsockdump.errors import SavefileError, VsockdumpError
 from vsockdump.sources import compressed
 from vsockdump.sources.compressed import Damaged, Unfolded
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _T = TypeVar("_T")
 

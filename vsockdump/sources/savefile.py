@@ -7,8 +7,7 @@ with the file. What was read before damage is always delivered before the damage
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -24,6 +23,9 @@ from vsockdump.sources import pcap, pcapng
 from vsockdump.sources.bytestream import ByteStream
 from vsockdump.sources.chain import Damage
 from vsockdump.sources.parser import Parser, cut_short
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK: Final = 1 << 21
 """Bytes read at a time: some 14,000 small packets, so that a batch outweighs its fixed cost."""
