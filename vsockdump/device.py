@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from vsockdump import wire
 from vsockdump.errors import DeviceError
 from vsockdump.privileges import setcap_command
 
@@ -44,12 +43,19 @@ class DeviceExistsError(DeviceError):
     """There is a device of this name already."""
 
 
+def _is_vsockmon(hardware_type: int) -> bool:
+    # numpy comes with it, and --help looks at this module too.
+    from vsockdump import wire
+
+    return hardware_type == wire.ARPHRD_VSOCKMON
+
+
 def list_devices(root: Path = Path("/")) -> list[Device]:
     """The vsockmon devices in this network namespace, by index, from sysfs below ``root``."""
     found = []
     for entry in (root / "sys/class/net").glob("*"):
         try:
-            if int((entry / "type").read_text()) != wire.ARPHRD_VSOCKMON:
+            if not _is_vsockmon(int((entry / "type").read_text())):
                 continue
             device = Device(
                 name=entry.name,
@@ -87,7 +93,7 @@ def delete(name: str) -> None:
             found = [link for link in netlink.get_links() if link.get_attr("IFLA_IFNAME") == name]
             if not found:
                 raise DeviceError(f"{name}: no such device")
-            if found[0]["ifi_type"] != wire.ARPHRD_VSOCKMON:
+            if not _is_vsockmon(found[0]["ifi_type"]):
                 raise DeviceError(f"{name} is not a vsockmon device; it stays")
             netlink.link("del", index=found[0]["index"])
     except (NetlinkError, OSError) as error:

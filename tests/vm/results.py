@@ -10,7 +10,7 @@ from typing import Any
 
 from command import run as vsockdump
 
-from vsockdump.cli.check import STATUS
+from vsockdump.cli.complaining import STATUS
 from vsockdump.packets import PacketBatch, decode
 from vsockdump.sources.savefile import Savefile
 

@@ -9,6 +9,8 @@ well (a closed pipe and an interrupt included), 1 when the input, the device or 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +27,8 @@ SUBCOMMANDS: Final = {
     "device": "vsockdump.cli.device:device",
 }
 """Each subcommand's name and where its click command is; imported when it is called for."""
+_OBJECTS: Final = 100_000
+"""Objects made until garbage is looked for; some 60,000 are modules' and stay."""
 
 
 def load(name: str) -> click.Command:
@@ -39,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # OpenBLAS starts a thread a core at import; nothing here multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Modules are no garbage: looking through them, again and again while they load and once more
+    # at the end, is a seventh of a short run.
+    gc.set_threshold(_OBJECTS)
+    atexit.register(gc.freeze)
     _hold_standard_streams()
     sys.exit(_run(given))
 

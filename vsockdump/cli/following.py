@@ -1,4 +1,4 @@
-"""What ``conns``, ``credit`` and ``check`` have in common: options, the walk, who is selected.
+"""What ``conns``, ``credit`` and ``check`` do alike: the walk, and who is selected.
 
 All three follow every packet and filter afterwards, live too: a filter in the kernel would hide
 packets that the account of credit needs. A filter then chooses connections: those that have at
@@ -11,76 +11,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import numpy as np
 
-from vsockdump.cli.command import Number
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
+from vsockdump.cli.options import MS
 from vsockdump.cli.road import Interrupt, travel
 from vsockdump.errors import VsockdumpError
 from vsockdump.frames import Bools
 from vsockdump.packets import PacketBatch
 from vsockdump.tracking.columns import TrackedBatch
-from vsockdump.tracking.tracker import MAX_CONNECTIONS, STALL_THRESHOLD_NS, Tracker
+from vsockdump.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from vsockdump.filters import Filter
 
 HEADERS_ONLY: Final = 128
 """Snapshot length of a live capture that needs no payload: both headers, and room for longer."""
-_MS: Final = 1_000_000
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def options(command: _F) -> _F:
-    """The options that all three commands take."""
-    for option in (
-        click.argument("words", nargs=-1, metavar="[FILE] [FILTER]..."),
-        click.option("--json", "json_", is_flag=True, help="Print one JSON object a line."),
-        click.option(
-            "--max-connections",
-            type=Number(),
-            default=MAX_CONNECTIONS,
-            show_default=True,
-            metavar="COUNT",
-            help="Remember at most so many connections.",
-        ),
-        click.option(
-            "--stall-threshold",
-            "threshold",
-            type=Number(0),
-            default=STALL_THRESHOLD_NS // _MS,
-            show_default=True,
-            metavar="MS",
-            help="A stall counts from so many milliseconds on.",
-        ),
-        click.option("-F", "filter_file", metavar="FILE", help="Read the filter from this file."),
-        click.option(
-            "-c", "count", type=Number(), metavar="COUNT", help="End after so many packets."
-        ),
-        click.option(
-            "-B",
-            "--buffer-size",
-            "buffer",
-            type=Number(),
-            metavar="KIB",
-            help="Size of the ring that the kernel fills.",
-        ),
-        click.option("--create", is_flag=True, help="Make the device if missing, remove it after."),
-        click.option(
-            "-i",
-            "--interface",
-            "interfaces",
-            multiple=True,
-            metavar="DEVICE",
-            help="Watch this vsockmon device; may be given several times.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 class Follower:
@@ -91,7 +41,7 @@ class Follower:
     """
 
     def __init__(self, given: dict[str, Any], **tracker: Any) -> None:
-        """``given`` are the options above; ``tracker`` goes to Tracker."""
+        """``given`` are the options of ``options.shared``; ``tracker`` goes to Tracker."""
         words: Sequence[str] = given["words"]
         live = bool(given["interfaces"])
         if not live and not words:
@@ -108,7 +58,7 @@ class Follower:
         )
         self._limit = given["count"]
         self.tracker = Tracker(
-            stall_threshold_ns=given["threshold"] * _MS,
+            stall_threshold_ns=given["threshold"] * MS,
             max_connections=given["max_connections"],
             **tracker,
         )

@@ -23,6 +23,7 @@ from vsockdump.tracking.credit import Account, Life, account, live
 from vsockdump.tracking.detect import MOST_FINDINGS, Detector, Raised
 from vsockdump.tracking.epilogue import Epilogue
 from vsockdump.tracking.findings import BITS, Finding
+from vsockdump.tracking.limits import MAX_CONNECTIONS, STALL_THRESHOLD_NS
 from vsockdump.tracking.pending import Outstanding, Pending
 from vsockdump.tracking.repair import Repairer
 from vsockdump.tracking.report import Connection
@@ -30,9 +31,6 @@ from vsockdump.tracking.store import NO_TIME, Store
 from vsockdump.tracking.times import Stall, messages, spend, stalls
 from vsockdump.tracking.totals import extremes, volumes
 
-STALL_THRESHOLD_NS: Final = 100_000_000
-MAX_CONNECTIONS: Final = 131_072
-"""Connections remembered unless told otherwise; each costs some 700 bytes."""
 _FIGURES: Final = {
     "tx_cnt": "tx_cnt",
     "in_flight": "in_flight",
