@@ -9,7 +9,7 @@ the table says: forgetting all of them costs time, never rightness.
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +41,7 @@ class AddressCache:
     """Maps addresses and type of packets to homes in the key table, and who is the lower one."""
 
     def __init__(self) -> None:
-        self._factors = [np.uint64(secrets.randbits(64) | 1) for _ in range(_WORDS)]
+        self._factors = [np.uint64(int.from_bytes(os.urandom(8)) | 1) for _ in range(_WORDS)]
         self._resize(_FIRST_SIZE)
 
     def _resize(self, size: int) -> None:
