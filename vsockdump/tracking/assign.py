@@ -8,6 +8,7 @@ rules. A late RST, which belongs to the generation before, is rare and costs a s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -37,7 +38,7 @@ _END: Final = np.dtype(
 """The end of a record of ``wire.HEADERS``, from ``len`` on: all that credit depends on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class Rows:
     """The followed packets of a batch, sorted by connection and then by time of arrival.
 
@@ -57,8 +58,21 @@ class Rows:
     op: NDArray[Any]
     flags: NDArray[Any]
     length: Ints
-    time_ns: Ints
-    number: Ints
+
+    def are(self, op: Op) -> Bools:
+        """Which packets have this op. numpy compares with a plain number several times faster."""
+        same: Bools = self.op == int(op)
+        return same
+
+    @cached_property
+    def time_ns(self) -> Ints:
+        """When each packet was captured."""
+        return self.batch.frames.time_ns[self.row]
+
+    @cached_property
+    def number(self) -> Ints:
+        """Each packet's number."""
+        return self.batch.frames.number[self.row]
 
 
 def canonical(headers: NDArray[Any]) -> tuple[Keys, Bools]:
@@ -154,7 +168,7 @@ class Assigner:
         starts[1:] = slot[1:] != slot[:-1]
         keys = Runs.of(starts)
         fresh = store.conn["number"][slot[keys.begins]] == 0
-        begins = (op == Op.REQUEST) & counts
+        begins = (op == int(Op.REQUEST)) & counts
         begins[keys.begins[fresh]] = False
         self._leave_stray(keys, fresh, slot, op, counts, begins)
         previous = np.full(len(keys), EMPTY)
@@ -190,8 +204,6 @@ class Assigner:
             op=op,
             flags=flags,
             length=headers["len"].astype(np.int64),
-            time_ns=frames.time_ns[row],
-            number=frames.number[row],
         )
 
     def _leave_stray(

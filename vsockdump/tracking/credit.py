@@ -106,8 +106,8 @@ class Account:
     @cached_property
     def stalled(self) -> Bools:
         """Where the sender may send nothing, though it is not shut."""
-        zero: Bools = (self.effective == 0) & self.open
-        return zero
+        full: Bools = (self.in_flight >= self.least) & (self.least != NULL) & self.open
+        return full
 
     @cached_property
     def acked(self) -> Ints:
@@ -126,7 +126,7 @@ def _speaks_up(rows: Rows, active: Bools) -> Bools:
 
     A REQUEST is only ever the first packet; any other one but an RST means that both spoke.
     """
-    more: Bools = active & (rows.op != Op.REQUEST) & (rows.op != Op.RST)
+    more: Bools = active & ~rows.are(Op.REQUEST) & ~rows.are(Op.RST)
     return more
 
 
@@ -136,7 +136,7 @@ def live(rows: Rows, store: Store) -> Life:
     carried, carried_shut = conn["state"][slots], conn["shut"][slots]
     spoken = carried_spoken = conn["spoken"][slots]
     over = OVER[carried]
-    rst = rows.op == Op.RST
+    rst = rows.are(Op.RST)
     resets = np.flatnonzero(rst)
     ended = np.zeros(rst.size, np.bool_)
     reset = over
@@ -153,7 +153,7 @@ def live(rows: Rows, store: Store) -> Life:
     shut = np.zeros(rst.size, np.uint8)
     if carried_shut.any():
         shut |= carried_shut[runs.run]
-    shuts = np.flatnonzero((rows.op == Op.SHUTDOWN) & active)
+    shuts = np.flatnonzero(rows.are(Op.SHUTDOWN) & active)
     if shuts.size:
         bits = np.zeros(rst.size, np.uint8)
         bits[shuts] = shut_bits(rows.op[shuts], rows.flags[shuts], rows.server[shuts])
@@ -162,7 +162,8 @@ def live(rows: Rows, store: Store) -> Life:
     if not spoken.all():
         spoken = spoken | runs.since(_speaks_up(rows, active))[runs.lasts]
     last = runs.lasts
-    conn["last_number"][slots] = np.where(over, conn["last_number"][slots], rows.number[last])
+    number = rows.batch.frames.number[rows.row[last]]
+    conn["last_number"][slots] = np.where(over, conn["last_number"][slots], number)
     conn["state"][slots] = np.where(over, carried, state_of(shut[last], spoken, reset))
     conn["shut"][slots] = shut[last]
     conn["spoken"][slots] = spoken
@@ -213,7 +214,7 @@ def _advertised(
 def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
     """Both directions' figures; carries them in the store. Direction 0 is client to server."""
     runs, slots, side, last = rows.runs, rows.slots, store.side, rows.runs.lasts
-    write = (rows.op == Op.RW) & life.speaks
+    write = rows.are(Op.RW) & life.speaks
     fwd_cnt = rows.headers["fwd_cnt"].astype(np.int64)
     adverts = (life.speaks & ~rows.server, life.speaks & rows.server)
     others = _other_side(rows)

@@ -21,8 +21,6 @@ from vsockdump.tracking.store import Store
 from vsockdump.wire import Op, RwFlag, Type
 
 # Plain integers: numpy compares a column with an enumeration's member as 64-bit numbers.
-_RW: Final = int(Op.RW)
-_RESPONSE: Final = int(Op.RESPONSE)
 _EOM: Final = int(RwFlag.EOM)
 _SEQPACKET: Final = int(Type.SEQPACKET)
 _STRAY: Final = int(State.STRAY)
@@ -97,7 +95,7 @@ def spend(rows: Rows, life: Life, accounts: tuple[Account, Account], store: Stor
 
 
 def _connects(rows: Rows, life: Life, store: Store) -> None:
-    answers = np.flatnonzero(life.active & (rows.op == _RESPONSE))
+    answers = np.flatnonzero(life.active & rows.are(Op.RESPONSE))
     if not answers.size:
         return
     conn = store.conn
@@ -178,7 +176,7 @@ def messages(rows: Rows, accounts: tuple[Account, Account], store: Store) -> Non
     eom = rows.flags & _EOM != 0
     if not eom.any():
         return
-    eom &= rows.op == _RW
+    eom &= rows.are(Op.RW)
     eom &= store.conn["type"][rows.slot] == _SEQPACKET
     for sender, account in enumerate(accounts):
         ends = eom & account.data

@@ -7,8 +7,6 @@ out beforehand.
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from vsockdump.frames import Ints
@@ -18,18 +16,15 @@ from vsockdump.tracking.credit import Account
 from vsockdump.tracking.store import Store
 from vsockdump.wire import Op
 
-# Plain integers: numpy compares a column with an enumeration's member as 64-bit numbers.
-_RW: Final = int(Op.RW)
-
 
 def volumes(rows: Rows, store: Store) -> None:
     """Count packets and bytes, those after the end too."""
-    side, op, length = store.side, rows.op, rows.length
+    side, length = store.side, rows.length * rows.are(Op.RW)
     way = 2 * rows.slot + rows.server
     if not rows.counts.all():
-        way, op, length = way[rows.counts], op[rows.counts], length[rows.counts]
+        way, length = way[rows.counts], length[rows.counts]
     np.add.at(side["packets"].reshape(-1), way, 1)
-    np.add.at(side["bytes"].reshape(-1), way, np.where(op == _RW, length, 0))
+    np.add.at(side["bytes"].reshape(-1), way, length)
 
 
 def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> None:
