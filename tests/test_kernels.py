@@ -40,7 +40,8 @@ def test_a_version_is_told_from_what_kernels_say(text: str, version: Version | N
         ((4, 11, 0), set()),
         ((5, 6, 19), {"repeated", "early"}),
         ((5, 7, 0), {"early"}),
-        ((6, 1, 192), {"early"}),
+        ((5, 10, 240), {"early"}),
+        ((6, 1, 192), {"early", "whole-buffer"}),
         ((6, 5, 0), {"early", "whole-buffer"}),
         ((6, 6, 139), {"early", "whole-buffer"}),
         ((6, 6, 140), {"early"}),
@@ -61,6 +62,7 @@ def test_the_table_knows_which_releases_are_affected(version: Version, names: se
 
 def test_where_the_mending_release_is_not_known_neither_is_the_answer() -> None:
     assert {name for name, bug in BUGS.items() if bug.affects((6, 18, 44)) is None} == set(SPLIT)
+    assert BUGS["whole-buffer"].affects((6, 1, 191)) is None
 
 
 def test_the_documented_table_is_this_one() -> None:
@@ -71,7 +73,9 @@ def test_the_documented_table_is_this_one() -> None:
         mended = [f"{a}.{b}.{n}" for (a, b), n in zip(bug.stable, numbers, strict=True)]
         cells = [
             f"`{bug.name}`",
-            "{}.{}".format(*bug.since),
+            ", ".join(
+                ["{}.{}".format(*bug.since), *(f"{a}.{b}.{n}" for (a, b), n in bug.seen.items())]
+            ),
             ", ".join([*mended, "{}.{}".format(*bug.fixed)]),
             bug.effect,
             bug.advice,

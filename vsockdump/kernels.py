@@ -22,19 +22,23 @@ class TapBug:
     """One mistake of the tap: in all releases from ``since`` until ``fixed``.
 
     ``stable`` tells from which stable number on older series are mended too; None where it is
-    known that one is, but not which.
+    known that one is, but not which. ``seen`` are series from before ``since`` that were given the
+    mistake later, with the stable number in which it was seen: earlier ones may have it.
     """
 
     name: str
     since: Series
     fixed: Series
     stable: Mapping[Series, int | None] = field(default_factory=dict)
+    seen: Mapping[Series, int] = field(default_factory=dict)
     effect: str
     advice: str
 
     def affects(self, version: Version) -> bool | None:
         """Whether a kernel of this version has the mistake; None where that is not known."""
         series = version[:2]
+        if series in self.seen:
+            return True if version[2] >= self.seen[series] else None
         if not self.since <= series < self.fixed:
             return False
         if series not in self.stable:
@@ -66,6 +70,7 @@ TAP_BUGS: Final = (
         since=(6, 3),
         fixed=(7, 1),
         stable={(6, 6): 140, **_MENDED_2026},
+        seen={(6, 1): 192},
         effect="a packet split for small receive buffers is captured with its whole buffer",
         advice="count by the virtio length; captured payload can exceed it",
     ),
