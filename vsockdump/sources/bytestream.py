@@ -8,6 +8,7 @@ can be read before damage, or before an error of the system, is given before tha
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import select
 import stat
@@ -37,6 +38,7 @@ class ByteStream:
         if target == "-":
             target = 0
         self.name = "standard input" if target == 0 else str(target)
+        self._named = not isinstance(target, int)
         self.consumed = 0
         self._prefix = b""
         try:
@@ -111,6 +113,28 @@ class ByteStream:
         count = self._patiently(lambda: self._file.readinto(buffer))
         self.consumed += count
         return count or None
+
+    def mapped(self) -> mmap.mmap | None:
+        """The whole file in memory, read-only; None where bytes are not those of a file's path.
+
+        It is as long as the file was when it was opened. Whoever shortens the file meanwhile ends
+        a process that looks behind the new end, so look at ``shrunk`` before.
+        """
+        if not self._named or not self.size or self.compression:
+            return None
+        try:
+            return mmap.mmap(self._file.fileno(), self.size, prot=mmap.PROT_READ)
+        except (OSError, ValueError):
+            # Not every file system can; reading goes on as before.
+            return None
+
+    def shrunk(self) -> bool:
+        """Whether the file is shorter than it was when it was opened."""
+        return os.fstat(self._file.fileno()).st_size < (self.size or 0)
+
+    def seek(self, position: int) -> None:
+        """Go on at this offset of a file that is mapped."""
+        self.consumed = self._file.seek(position)
 
     def close(self) -> None:
         """Close the file, unless it was passed as a descriptor."""

@@ -1,11 +1,14 @@
 """Read savefiles: pcap and pcapng, compressed or not, from a path or a pipe still being written.
 
 Strategy: one buffer is filled, parsed and its unparsed rest carried over, so memory does not grow
-with the file. What was read before damage is always delivered before the damage is raised.
+with the file. Where packets are long a file is mapped instead, window after window: who looks at
+headers alone then touches nothing else. What was read before damage is always delivered before the
+damage is raised.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -21,17 +24,24 @@ from vsockdump.frames import (
 )
 from vsockdump.sources import pcap, pcapng
 from vsockdump.sources.bytestream import ByteStream
-from vsockdump.sources.chain import Damage
-from vsockdump.sources.parser import Parser, cut_short
+from vsockdump.sources.chain import SPARSE, Damage
+from vsockdump.sources.parser import Parsed, Parser, cut_short
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CHUNK: Final = 1 << 21
 """Bytes read at a time: some 14,000 small packets, so that a batch outweighs its fixed cost."""
+WINDOW: Final = 1 << 23
+"""Bytes of a mapped file looked at at a time."""
 _LEAST: Final = 64
 """Fewer bytes at a time would not hold a file header."""
 _MAGIC_LEN: Final = 4
+
+
+def _long(batch: FrameBatch) -> bool:
+    """Whether frames are so long that most of them need not be looked at."""
+    return int(batch.caplen.sum()) >= SPARSE * len(batch)
 
 
 class Savefile:
@@ -49,6 +59,7 @@ class Savefile:
         self.size = self._stream.size
         self.interfaces: list[Interface] = []
         self._chunk = max(chunk, _LEAST)
+        self._mapping = True
         self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
         self._end = 0
         self._position = 0
@@ -92,7 +103,10 @@ class Savefile:
                 yield parsed.batch
             if parsed.damage is not None:
                 raise self._error(parsed.damage)
-            self._carry(parsed.consumed)
+            if self._mapping and parsed.batch is not None and _long(parsed.batch):
+                yield from self._mapped(self._position + parsed.consumed)
+            else:
+                self._carry(parsed.consumed)
             try:
                 if parsed.skip:
                     self._skip(parsed.skip)
@@ -106,6 +120,38 @@ class Savefile:
         parsed = self._parser.parse(self._buffer, 0, self._end, last=True)
         if parsed.damage is not None:
             raise self._error(parsed.damage)
+
+    def _mapped(self, begin: int) -> Iterator[FrameBatch]:
+        """The frames from ``begin`` on, for as long as they are long; reading goes on behind."""
+        mapped = self._stream.mapped()
+        self._mapping = False
+        if mapped is None:
+            self._carry(begin - self._position)
+            return
+        buffer = np.frombuffer(mapped, np.uint8)
+        window, last = WINDOW, buffer.size - SLACK
+        self._position = self._end = 0
+        while begin < last and not self._stream.shrunk():
+            end = min(begin + window, last)
+            parsed = self._parser.parse(buffer, begin, end, last=False)
+            if parsed.batch is not None:
+                yield parsed.batch
+            if parsed.damage is not None:
+                raise self._error(parsed.damage)
+            following = parsed.consumed + parsed.skip
+            if following > last or (following == begin and end == last):
+                break
+            # One long block is no reason to go on in long strides.
+            window = 2 * window if following == begin else WINDOW
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, page, following - page)
+            begin = following
+            self._stream.consumed = begin
+            if parsed.batch is not None and not _long(parsed.batch):
+                self._mapping = True
+                break
+        self._stream.seek(begin)
+        self._position = begin
 
     def _error(self, damage: Damage) -> SavefileError:
         return SavefileError(self.name, self._position + damage.at, damage.reason)
