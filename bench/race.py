@@ -66,6 +66,16 @@ class Result:
         return statistics.median(self.ratios)
 
 
+_ENVIRONMENT: Final = {
+    # Without it tcpdump looks at the zone's file for every packet.
+    "TZ": "UTC",
+    # Whoever installs a Python program has it compiled; the warming run does it here.
+    "PYTHONDONTWRITEBYTECODE": "",
+    # numpy's linear algebra, which nobody here needs, would start threads.
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Cost:
     """Run a command to its end, its output thrown away; Broken if it fails."""
     begin = time.monotonic()
@@ -73,8 +83,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        # Whoever installs a Python program has it compiled; the warming run does it here.
-        env={**os.environ, "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "", **(environment or {})},
+        env={**os.environ, **_ENVIRONMENT, **(environment or {})},
     ) as process:
         assert process.stderr is not None
         complaints = process.stderr.read()
