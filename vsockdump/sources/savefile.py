@@ -25,7 +25,7 @@ from vsockdump.frames import (
 from vsockdump.sources import pcap, pcapng
 from vsockdump.sources.bytestream import ByteStream
 from vsockdump.sources.chain import SPARSE, Damage
-from vsockdump.sources.parser import Parsed, Parser, cut_short
+from vsockdump.sources.parser import Parser, cut_short
 
 if TYPE_CHECKING:
     from pathlib import Path

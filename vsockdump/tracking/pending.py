@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vsockdump.frames import Ints
 from vsockdump.tracking.assign import Rows
@@ -31,7 +30,7 @@ from vsockdump.tracking.store import HEADROOM, Store
 MOST_WAITING: Final = 1 << 19
 """Packets of all clients remembered as waiting, and as many of all servers; beyond it the oldest
 are given up."""
-_SAMPLES: Final = 1 << 17
+_SAMPLES: Final = 1 << 16
 """Latencies collected, at least, before they are counted into buckets."""
 _SUB_BITS: Final = 4
 _BUCKET_BITS: Final = 10
@@ -42,7 +41,7 @@ _AXIS_BITS: Final = 62
 """Offsets of all of a batch's lanes share one ascending axis, in equal parts: 2^44 bytes each,
 were they 200,000. Only lies reach further back, and stay at the beginning of their part.
 """
-_SPACIOUS: Final = 4
+_SPACIOUS: Final = 2
 """Counters that may be had for each number that is counted."""
 _FIRST_SIZE: Final = 4096
 _ENDED: Final = -1
@@ -310,34 +309,56 @@ class Pending:
         np.maximum.at(side["drain_max"].reshape(-1), way, waited)
         self._samples.append(way << _BUCKET_BITS | bucket(waited))
         self._collected += waited.size
-        # As many as are counted already, or merging with those would cost too much.
-        if self._collected >= max(_SAMPLES, self._counted.size):
+
+    def count(self) -> None:
+        """Count what was collected, when it is much: between batches, when memory is free."""
+        # Half as many as are counted already, or merging with those would cost too much.
+        if self._collected >= max(_SAMPLES, self._counted.size // 2):
             self._fold()
 
     def _fold(self) -> None:
-        """Count what was collected."""
+        """Count what was collected; say of ended connections what their counts come to."""
         if not self._collected:
             return
         samples = np.concatenate(self._samples)
         self._samples, self._collected = [], 0
-        self._counted, self._counts = _tally(self._counted, self._counts, samples)
+        counted, counts = _tally(self._counted, self._counts, samples)
+        way = counted >> _BUCKET_BITS
+        over = self._store.over(way >> 1)
+        if over.any():
+            ways = way[over]
+            self._settle(ways[np.append(True, ways[1:] != ways[:-1])], counted, counts)
+            counted, counts = counted[~over], counts[~over]
+        self._counted, self._counts = counted, counts
+
+    def _settle(self, ways: Ints, counted: Ints, counts: Ints) -> None:
+        """Put into the store how many latencies these ways have in all, and their quantiles."""
+        side = self._store.side
+        begins = np.searchsorted(counted, ways << _BUCKET_BITS)
+        ends = np.searchsorted(counted, ways + 1 << _BUCKET_BITS)
+        total = np.append(0, np.cumsum(counts))
+        number = total[ends] - total[begins]
+        side["drains"].reshape(-1)[ways] = number
+        least, most = (side[name].reshape(-1)[ways] for name in ("drain_min", "drain_max"))
+        for name, share in (("drain_median", 0.5), ("drain_p99", 0.99)):
+            rank = np.ceil(number * share).astype(np.int64)
+            at = np.searchsorted(total, total[begins] + rank, "left") - 1
+            value = middle(counted[at] & _BUCKETS - 1)
+            side[name].reshape(-1)[ways] = np.clip(value, least, most)
 
     def quantiles(self, slots: Ints, sender: int) -> Quantiles:
         """Drain latencies of one direction of each of these connections, in nanoseconds."""
         self._fold()
+        way = self._counted >> _BUCKET_BITS
+        if way.size:
+            ways = way[np.append(True, way[1:] != way[:-1])]
+            self._settle(ways, self._counted, self._counts)
         side = self._store.side
         most = side["drain_max"][slots, sender]
-        least = np.where(most == NULL, NULL, side["drain_min"][slots, sender])
-        wanted = 2 * slots + sender
-        begins = np.searchsorted(self._counted, wanted << _BUCKET_BITS)
-        ends = np.searchsorted(self._counted, wanted + 1 << _BUCKET_BITS)
-        total = np.append(0, np.cumsum(self._counts))
-        results: list[NDArray[np.int64]] = []
-        for share in (0.5, 0.99):
-            rank = np.ceil((total[ends] - total[begins]) * share).astype(np.int64)
-            at = np.searchsorted(total, total[begins] + rank, "left") - 1
-            at = np.clip(at, 0, max(self._counted.size - 1, 0))
-            value = middle(self._counted[at] & _BUCKETS - 1) if self._counted.size else 0 * wanted
-            value = np.clip(value, least, most)
-            results.append(np.where(most == NULL, NULL, value))
-        return Quantiles(total[ends] - total[begins], least, results[0], results[1], most)
+        return Quantiles(
+            side["drains"][slots, sender],
+            np.where(most == NULL, NULL, side["drain_min"][slots, sender]),
+            side["drain_median"][slots, sender],
+            side["drain_p99"][slots, sender],
+            most,
+        )

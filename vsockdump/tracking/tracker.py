@@ -92,6 +92,7 @@ class Tracker:
     def feed(self, batch: PacketBatch) -> TrackedBatch:
         """Track a batch; the columns are of its rows, in its order."""
         raised: list[Raised] = []
+        self._pending.count()
         if len(batch):
             self._end_ns = max(self._end_ns, int(batch.frames.time_ns.max()))
         if self._look:
