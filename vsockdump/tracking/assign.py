@@ -107,16 +107,17 @@ class Assigner:
         """The followed packets of the batch in their connections; None if there are none."""
         entries = self._store.cache.find(batch.headers)
         unknown = np.flatnonzero(entries == EMPTY)
+        row = None
         if unknown.size:
             self._look_up(batch, entries, unknown)
-        row = np.flatnonzero(entries != EMPTY)
-        if not row.size:
-            return None
-        if row.size < entries.size:
+            row = np.flatnonzero(entries != EMPTY)
             entries = entries[row]
+        if not entries.size:
+            return None
         slot = self._store.table.slots(cache.home(entries))
         order = argsort(slot)
-        return self._generations(batch, row[order], slot[order], cache.low(entries)[order])
+        low = cache.low(entries)[order]
+        return self._generations(batch, order if row is None else row[order], slot[order], low)
 
     def _look_up(self, batch: PacketBatch, entries: Ints, row: Ints) -> None:
         """Fill in the entries of the packets at ``row`` that are followed, with new keys too."""
