@@ -16,7 +16,6 @@ demo: $(VENV)/.installed ## Set up, then read a bundled capture of a real kernel
 	@tests/demo.sh $(VENV)/bin/vsockdump
 
 demo-live: $(VENV)/.developing ## Boot a VM with a real kernel and watch its vsock traffic
-	@$(RUN) -m tests.vm.setup
 	@$(RUN) -m tests.vm.demo
 
 test: $(VENV)/.developing judges ## Set up, then run all tests that need no VM
@@ -54,6 +53,7 @@ judges:
 	[ -e /usr/include/linux/vsockmon.h ] || missing="$$missing linux-libc-dev"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing tshark, tcpdump and linux-libc-dev"; \
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends tshark tcpdump linux-libc-dev >/dev/null; \
 	elif [ -n "$$CI" ]; then \
@@ -66,8 +66,9 @@ judges:
 $(VENV)/bin/python:
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "installing python3 and python3-venv"; \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null; \
+			apt-get install -y -qq --no-install-recommends python3 python3-venv >/dev/null 2>&1; \
 		else \
 			echo "needed: python3 with its venv module, as with: apt-get install python3 python3-venv" >&2; \
 			exit 1; \

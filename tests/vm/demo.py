@@ -1,11 +1,13 @@
 """A capture of a running VM on this terminal, as it happens: `python -m tests.vm.demo`.
 
 Boots the newer kernel, starts a few programs that talk over vsock, one of which stops reading for
-a while, and runs vsockdump beside them. What is shown is vsockdump's own output, live.
+a while, and runs vsockdump beside them. What is shown is vsockdump's own output, live; in the end
+all connections and what is wrong with them.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +22,7 @@ from .truth import Truth
 
 SERIES = "6.12"
 PLAIN, COLORED = "demo", "demo-in-colour"
-SECONDS = 10
+SECONDS = 6
 """About how long traffic is made for."""
 _MAKERS: tuple[Callable[[], Truth], ...] = (
     partial(traffic.refused, 1),
@@ -35,8 +37,9 @@ def _show(context: Context, color: str) -> None:
     quiet_console()
     print(BEGIN.decode(), flush=True)
     words = [str(capture.VSOCKDUMP), "-i", DEVICE, "-B", str(capture.RING_KIB), "-v", "-s", "128"]
-    words.append(f"--color={color}")
-    print(f"# vsockdump {' '.join(words[1:])}", flush=True)
+    file = context.work / "demo.pcapng"
+    words += [f"--color={color}", "--print", "-w", str(file)]
+    print("# vsockdump -i vsockmon0 -v --print -w demo.pcapng", flush=True)
     tool = capture.Tool(context, words, PLAIN, out=sys.stdout.fileno())
     with tool:
         until = time.monotonic() + SECONDS
@@ -46,6 +49,9 @@ def _show(context: Context, color: str) -> None:
             traffic.echo((6, 1000))
             time.sleep(0.7)
     print(tool.text(), end="", flush=True)
+    for command in ("conns", "check"):
+        print(f"\n# vsockdump {command} demo.pcapng", flush=True)
+        subprocess.run([str(capture.VSOCKDUMP), command, str(file)], check=False)
     print(END.decode(), flush=True)
 
 
@@ -59,9 +65,13 @@ SCENARIOS: dict[str, Callable[[Context], None]] = {
 def main() -> int:
     """Entry point."""
     try:
-        kernel = kernels.kept_kernel(SERIES)
+        if kernels.missing_packages():
+            print("installing what a virtual machine needs ...", flush=True)
+        kernels.ensure_packages()
+        print("looking for the newest kernel ...", flush=True)
+        kernel = kernels.ensure_kernel(SERIES)
         print(f"booting Linux {kernel.release} in a virtual machine ...", flush=True)
-        between = Between(sys.stdout.fileno())
+        between = Between(sys.stdout.fileno(), plain=True)
         with tempfile.TemporaryDirectory(prefix="vsockdump-demo-") as work:
             name = COLORED if sys.stdout.isatty() else PLAIN
             run = vm.boot(kernel, [name], Path(work) / "run", show=between.show)

@@ -40,6 +40,8 @@ _PACKAGES = {
     "setcap": "libcap2-bin",
     "gcc": "gcc",
     "make": "make",
+    "xz": "xz-utils",
+    "file": "file",
 }
 _HEADERS = {
     "/usr/include/stdio.h": "libc6-dev",

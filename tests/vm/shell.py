@@ -26,16 +26,20 @@ BEGIN, END = b"--- in the test VM ---", b"--- left the test VM ---"
 
 
 class Between:
-    """Passes on what comes between two marks in a stream that arrives in pieces."""
+    """Passes on what comes between two marks in a stream that arrives in pieces.
 
-    def __init__(self, out: int) -> None:
+    `plain` leaves the carriage returns out that each terminal on the way has added.
+    """
+
+    def __init__(self, out: int, *, plain: bool = False) -> None:
         self._out = out
+        self._plain = plain
         self._held = b""
         self._open = False
 
     def show(self, chunk: bytes) -> None:
         """Take the next piece and write what is to be shown of it."""
-        self._held += chunk
+        self._held += chunk.replace(b"\r", b"") if self._plain else chunk
         if not self._open:
             before, mark, after = self._held.partition(BEGIN)
             self._open = bool(mark)
