@@ -80,7 +80,7 @@ TAP_BUGS: Final = (
         fixed=(7, 1),
         stable=_MENDED_2026,
         effect="each part of a split packet repeats the payload from the packet's start",
-        advice="do not trust payload of split packets; headers and credit are right",
+        advice="payload that was captured whole is put right; trust no other of split packets",
     ),
     TapBug(
         name="uninitialised",
