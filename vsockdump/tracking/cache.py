@@ -27,7 +27,7 @@ _HOME_SHIFT: Final = np.int64(17)
 """An entry is its type, whether its sender is the lower one, and above these bits the home."""
 _FIRST_SIZE: Final = 1 << 12
 _LARGEST: Final = 1 << 19
-_SPARSE: Final = 8
+_SPARSE: Final = 4
 """How many times as large as what it holds the cache is."""
 _PLACES: Final = 3
 """Where an address may be."""
