@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import netns
 import numpy as np
@@ -514,6 +515,18 @@ def test_no_device_and_the_same_device_twice_are_refused(net: None) -> None:
         LiveCapture([])
     with pytest.raises(CaptureError, match="vb is given twice"):
         LiveCapture(["va", "vb", "vb"])
+
+
+def test_a_filter_beyond_the_memory_for_filters_is_refused(
+    sender: netns.Sender, capture: Callable[..., LiveCapture]
+) -> None:
+    program = [(0x06, 0, 0, 1)] * 4096
+    failing = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    with (
+        patch.object(PacketSocket, "attach", side_effect=failing),
+        pytest.raises(CaptureError, match=r"no memory for a filter of 4096 instructions; raise"),
+    ):
+        capture(program=program)
 
 
 def test_a_ring_beyond_memory_is_refused(

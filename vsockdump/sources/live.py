@@ -130,9 +130,10 @@ class LiveCapture:
             self._region = Region(total)
         for index, opened in enumerate(self._sockets):
             begin = index * shape.size
-            with _explained(opened.name, shape.size):
-                if program is not None:
+            if program is not None:
+                with _explained(opened.name, instructions=len(program)):
                     opened.attach(program)
+            with _explained(opened.name, shape.size):
                 opened.make_ring(shape, retire_ms)
                 self._region.place(begin, shape.size, opened.fileno())
             self._rings.append(Ring(self._region.bytes, begin, shape))
@@ -283,11 +284,14 @@ def _describe(names: Sequence[str], snaplen: int, filter_text: str) -> tuple[Int
 
 
 @contextmanager
-def _explained(name: str, ring_bytes: int = 0) -> Iterator[None]:
+def _explained(name: str, ring_bytes: int = 0, instructions: int = 0) -> Iterator[None]:
     """Turn what the kernel refuses into why a capture on ``name`` cannot begin, and what to do."""
     try:
         yield
     except OSError as error:
+        if instructions and error.errno == errno.ENOMEM:
+            reason = f"no memory for a filter of {instructions} instructions"
+            raise CaptureError(f"{name}: {reason}; raise net.core.optmem_max") from None
         raise CaptureError(f"{name}: {_reason(name, error, ring_bytes)}") from None
 
 
