@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import os
 import pty
+import re
 import select
 import signal
+import struct
 import subprocess
+import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +22,14 @@ from typing import Any
 
 import plain_savefile
 import pytest
-from command import ECHO, SECONDS, VSOCKDUMP, environment, run, start
+from command import ECHO, ENVIRONMENT, SECONDS, VSOCKDUMP, environment, run, start
 from plain_blocks import pcap_header
 from plain_blocks import record as plain_record
 
+from vsockdump import captures
+from vsockdump.cli.chart import ASCII, BLOCKS
+
+STALL = str(captures.path("stall-6.12.pcapng"))
 PLAIN = plain_savefile.read(ECHO)
 NANO = b"\x4d\x3c\xb2\xa1"
 # As pcap, whose records a test can cut between by counting.
@@ -317,6 +326,60 @@ def test_lines_are_colored_on_a_terminal_alone(terminal: Terminal) -> None:
         assert process.wait(SECONDS) == 0
         assert b"\x1b" not in terminal.rest()
     assert b"\x1b" not in run("-r", ECHO).out
+
+
+ESCAPES = re.compile(rb"\x1b\[[0-9;]*m")
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "100"])
+@pytest.mark.parametrize("command", ["conns", "credit"])
+def test_a_narrow_terminal_cuts_and_folds_nothing(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, command: str, columns: str
+) -> None:
+    wide = run(command, STALL).out
+    monkeypatch.setitem(ENVIRONMENT, "COLUMNS", columns)
+    size = struct.pack("4H", 24, int(columns), 0, 0)
+    fcntl.ioctl(terminal.theirs, termios.TIOCSWINSZ, size)
+    with running(command, STALL, stdout=terminal.theirs) as process:
+        assert process.wait(SECONDS) == 0
+        shown = terminal.rest()
+    assert b"\x1b[1" in shown
+    plain = ESCAPES.sub(b"", shown).replace(b"\r\n", b"\n")
+    assert [line.rstrip() for line in plain.splitlines()] == wide.splitlines()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "cp437", "utf-8"])
+def test_any_encoding_of_the_output_will_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", encoding)
+    ran = run("credit", STALL)
+    assert (ran.status, ran.err) == (0, "")
+    blocks = encoding == "utf-8"
+    legend = ran.out.decode(encoding).splitlines()[-1]
+    assert legend == (BLOCKS if blocks else ASCII).legend
+    assert (ASCII.none * 20 in ran.out.decode(encoding)) is not blocks
+    # A name from outside, in what is printed and in complaints.
+    named = tmp_path / "\N{SNOWMAN}.pcapng"
+    assert run("check", named).status == 1
+    named.write_bytes(Path(STALL).read_bytes())
+    assert run("check", named, "--fail-on", "never").status == 0
+
+
+def test_text_that_an_encoding_lacks_is_escaped_on_standard_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "iso-8859-1")
+    code = (
+        "from vsockdump import cli, device;"
+        "device.list_devices = lambda: [device.Device(name=chr(0x2603), index=1, up=True, mtu=9)];"
+        "cli.main(['-D'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env=environment(), check=True
+    )
+    assert done.stdout == b"1.\\u2603 [Up]\n"
+    assert done.stderr == b""
 
 
 def test_a_terminal_gets_no_savefile(terminal: Terminal) -> None:

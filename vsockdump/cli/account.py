@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vsockdump.cli.chart import Recorder
+from vsockdump.cli.chart import Recorder, marks
 from vsockdump.cli.following import Follower
 from vsockdump.cli.tables import console, duration, endpoint, size
 from vsockdump.tracking.report import Connection, Direction
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def show(given: dict[str, Any]) -> int:
     """Do what the options say; the exit status."""
-    recorder = Recorder()
+    drawn = marks(sys.stdout.encoding)
+    recorder = Recorder(drawn)
     follower = Follower(given, findings=False, watch=recorder.feed)
     follower.run()
     chosen = [c for c in follower.tracker.connections() if follower.chosen(c.conn)]
@@ -30,6 +31,7 @@ def show(given: dict[str, Any]) -> int:
     for stall in follower.tracker.stalls():
         stalls.setdefault(stall.conn, []).append(stall)
     shown = chosen[: given["limit"]]
+    charts = 0
     for connection in shown:
         mine = stalls.get(connection.conn, [])
         if given["json_"]:
@@ -37,7 +39,9 @@ def show(given: dict[str, Any]) -> int:
             account["stall_list"] = [_stall(connection, stall) for stall in mine]
             sys.stdout.write(json.dumps(account) + "\n")
         else:
-            _print(console(), connection, mine, recorder)
+            charts += _print(console(), connection, mine, recorder)
+    if charts:
+        console().print(drawn.legend)
     if len(chosen) > len(shown) and not given["json_"]:
         click.echo(f"{len(chosen) - len(shown)} more connections; see --limit", err=True)
     follower.complain()
@@ -57,7 +61,9 @@ def _stall(connection: Connection, stall: Stall) -> dict[str, Any]:
     }
 
 
-def _print(out: Console, connection: Connection, stalls: list[Stall], recorder: Recorder) -> None:
+def _print(out: Console, connection: Connection, stalls: list[Stall], recorder: Recorder) -> int:
+    """Print the account of one connection; how many charts it has."""
+    charts = 0
     ends = (endpoint(connection.client), endpoint(connection.server))
     life = max(connection.limited_ns + connection.in_flight_ns + connection.idle_ns, 1)
     estimated = ", estimated" if connection.estimated else ""
@@ -76,6 +82,7 @@ def _print(out: Console, connection: Connection, stalls: list[Stall], recorder: 
         _direction(out, ends[sender], ends[1 - sender], way)
         chart = recorder.chart(connection.conn, sender)
         if chart:
+            charts += 1
             out.print(f"    window {chart}")
         for stall in stalls:
             if stall.sender == sender:
@@ -86,6 +93,7 @@ def _print(out: Console, connection: Connection, stalls: list[Stall], recorder: 
                     f"{ends[1 - sender]} was not reading, {read}",
                     style="bold red",
                 )
+    return charts
 
 
 def _direction(out: Console, sender: str, receiver: str, way: Direction) -> None:

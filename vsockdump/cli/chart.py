@@ -1,11 +1,13 @@
 """A small chart of a direction's effective window over its life, in one line of a terminal.
 
 Strategy: each direction keeps a bounded number of points; when it is full, neighbours are merged
-by their lesser window and points are taken half as often, so a chart never misses a stall.
+by their lesser window and points are taken half as often, so a chart never misses a stall. A
+chart is drawn in marks that the output can show: digits where it has no blocks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,8 +21,36 @@ MOST_CONNECTIONS: Final = 1024
 """Connections charted: the first ones; the others have figures alone."""
 _POINTS: Final = 2048
 _WIDTH: Final = 60
-_BLOCKS: Final = "▁▂▃▄▅▆▇█"
-_STALLED: Final = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What a chart is drawn with: ``levels`` of the window from little to the largest, ``none``."""
+
+    levels: str
+    none: str
+
+    @property
+    def legend(self) -> str:
+        """What the marks mean, in one line."""
+        least, most = self.levels[0], self.levels[-1]
+        return (
+            f"window: {self.none} is 0, {least} little, {most} the largest; each mark is the least "
+            f"in a {_WIDTH}th of the direction's time"
+        )
+
+
+BLOCKS: Final = Marks(levels="▁▂▃▄▅▆▇█", none="\N{MULTIPLICATION SIGN}")
+ASCII: Final = Marks(levels="12345678", none="x")
+
+
+def marks(encoding: str | None) -> Marks:
+    """Those that an output of this encoding can show; None: it takes any text."""
+    try:
+        (BLOCKS.levels + BLOCKS.none).encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return BLOCKS
 
 
 class _Points:
@@ -43,7 +73,8 @@ class _Points:
 class Recorder:
     """Watches a tracker and remembers windows."""
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Marks = BLOCKS) -> None:
+        self._marks = marks
         self._points: dict[tuple[int, int], _Points] = {}
 
     def feed(self, rows: Rows, accounts: tuple[Account, Account], numbers: Ints) -> None:
@@ -80,6 +111,6 @@ class Recorder:
         for column in range(_WIDTH):
             value = min(current, int(least[column]))
             current = int(final[column]) if final[column] != NULL else current
-            level = value * (len(_BLOCKS) - 1) // top
-            cells.append(_BLOCKS[level] if value else _STALLED)
+            level = value * (len(self._marks.levels) - 1) // top
+            cells.append(self._marks.levels[level] if value else self._marks.none)
         return "".join(cells)

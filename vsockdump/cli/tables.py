@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _WIDE: Final = 10_000
-"""Columns assumed where there is no terminal: a pipe has no width to fold lines to."""
+"""Columns of the page that tables are laid out on: more than any has, so that nothing is cut."""
 
 
 def size(count: int | None) -> str:
@@ -53,8 +52,10 @@ def endpoint(end: tuple[int, int]) -> str:
 
 
 def console() -> Console:
-    """Where tables go: standard output, colored and folded only on a terminal."""
+    """Where tables go: standard output, colored only on a terminal.
+
+    A line is as wide as it has to be, however narrow the terminal is, as it is with packets.
+    """
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(width=width, highlight=False, soft_wrap=False, emoji=False, markup=False)
+    return Console(width=_WIDE, highlight=False, soft_wrap=False, emoji=False, markup=False)
