@@ -13,6 +13,12 @@ import pytest
 from command import ECHO, VSOCKDUMP, call, environment, run
 
 from vsockdump import captures
+from vsockdump.cli import SUBCOMMANDS
+from vsockdump.cli.command import LINK_TYPE
+from vsockdump.cli.device import device
+from vsockdump.device import NONE
+
+DEVICE = tuple(device.commands)
 
 PACKETS = 25
 """Packets of the capture that most tests read; captures/README.md tells so too."""
@@ -39,6 +45,12 @@ def test_the_module_and_the_script_are_the_same_command() -> None:
         ("-r {} port 20000 and op rw", "-r {} 'port 20000 and op rw'"),
         ("-r {} --color op rw", "-r {} --color=always op rw"),
         ("-r {} --count op rw", "--count -r {} op rw"),
+        ("-pKr {}", "-r {}"),
+        ("-r {} --time-stamp-precision=micro", "-r {} --micro"),
+        ("-tttr {} --time-stamp-precision nano", "-ttt --nano -r {}"),
+        ("conns -r {}", "conns {}"),
+        ("check -r {} op rw", "check {} op rw"),
+        ("credit op rw -r {}", "credit {} op rw"),
     ],
 )
 def test_options_are_typed_as_with_tcpdump(
@@ -73,7 +85,8 @@ def test_what_is_read_is_told_of_on_standard_error() -> None:
 
 def test_no_device_is_listed_here() -> None:
     ran = run("-D")
-    assert (ran.status, ran.err) == (0, "")
+    assert (ran.status, ran.out, ran.err) == (0, b"", f"{NONE}\n")
+    assert run("device", "list") == ran
 
 
 @pytest.mark.parametrize("device", ["lo", "nosuchdev0"])
@@ -98,6 +111,14 @@ FAILURES = {
     "negative": (["-s", "-1", "-r", ECHO], 2, "from 0 up, had '-1'"),
     "not a color": (["--color=red", "-r", ECHO], 2, "'red'"),
     "two sources": (["-r", ECHO, "-i", "lo"], 2, "-r and -i exclude each other"),
+    "two files": (["-r", ECHO, "-r", "other"], 2, "-r is given 2 times: name one FILE"),
+    "two files to follow": (["credit", "-r", ECHO, "-r", ECHO], 2, "-r is given 2 times"),
+    "a file named twice": (["conns", "-r", ECHO, "{tmp}/text"], 2, "/text: name one"),
+    "a file for a filter": (["check", ECHO, "{tmp}/text"], 2, "two files, "),
+    "create for a file to follow": (["check", ECHO, "--create"], 2, "--create is for a device"),
+    "device and file to follow": (["conns", "-i", "lo", "-r", ECHO], 2, "-r and -i exclude"),
+    "direction": (["-Q", "in", "-r", ECHO], 2, "-Q in: the tap does not tell the direction"),
+    "another precision": (["-r", ECHO, "--time-stamp-precision=pico"], 2, "'pico'"),
     "two filters": (["-r", ECHO, "-F", ECHO, "op", "rw"], 2, "-F and a filter"),
     "bad filter": (["-r", ECHO, "prot 5"], 2, "prot"),
     "missing filter file": (["-r", ECHO, "-F", "{tmp}/none"], 1, "none: No such file"),
@@ -147,6 +168,49 @@ def test_a_bad_filter_shows_the_place(capfdbinary: pytest.CaptureFixture[bytes])
     assert status == 2
     assert typed.strip() == " ".join(words)
     assert typed[caret.index("^") :] == words[-1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("chek {}", "if a command was meant: vsockdump check"),
+        ("conn {}", "if a command was meant: vsockdump conns"),
+        ("doctor", "if a command was meant: vsockdump device doctor"),
+        ("help", "for help: vsockdump --help"),
+        ("{}", "{} is a file: to read it, write -r {}"),
+        ("-nn {} port 5", "{} is a file: to read it, write -r {}"),
+        ("prot 5", ""),
+        ("-r {} chek", ""),
+        (f"'{'x' * 5000} {{}}'", ""),
+    ],
+)
+def test_what_was_taken_for_a_filter_may_be_a_command_or_a_file(
+    capfdbinary: pytest.CaptureFixture[bytes], typed: str, says: str
+) -> None:
+    status, out, err = call(capfdbinary, *shlex.split(typed.replace("{}", shlex.quote(ECHO))))
+    assert (status, out) == (2, b"")
+    *complaint, last = err.splitlines()
+    assert complaint[0].startswith("vsockdump: ")
+    if says:
+        assert last == says.replace("{}", ECHO)
+        last = complaint[-1]
+    assert last.strip().strip("^") == ""
+
+
+def test_there_is_one_link_type(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    status, out, err = call(capfdbinary, "-L")
+    assert (status, out, err) == (0, f"Data link types:\n  {LINK_TYPE}\n".encode(), "")
+
+
+@pytest.mark.parametrize("name", ["", *SUBCOMMANDS, *(f"device {sub}" for sub in DEVICE)])
+def test_help_has_a_short_name_and_is_not_cut(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short = call(capfdbinary, *name.split(), "-h")
+    assert short == call(capfdbinary, *name.split(), "--help")
+    assert (short[0], short[2]) == (0, "")
+    assert not re.search(r"^  \w.*\.\.\.$", short[1].decode().partition("\nOptions:")[2], re.M)
 
 
 def test_a_group_without_a_command_shows_its_help() -> None:

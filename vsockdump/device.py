@@ -23,6 +23,8 @@ from vsockdump.errors import DeviceError
 from vsockdump.privileges import setcap_command
 
 DEFAULT_NAME: Final = "vsockmon0"
+NONE: Final = "no vsockmon device; make one with: vsockdump device create"
+"""What is said where a list of them is empty."""
 KIND: Final = "vsockmon"
 """Kind of the device in rtnetlink, and name of its module."""
 _IFF_UP: Final = 1

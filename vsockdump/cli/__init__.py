@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _hold_standard_streams() -> None:
-    """Put something into a standard descriptor that is closed, or the next file would get it."""
+    """Have standard streams that take any text.
+
+    A standard descriptor that is closed gets something put into, or the next file would get it.
+    """
     for descriptor, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
@@ -66,6 +70,10 @@ def _hold_standard_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (it stays open)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 (it stays open)
+    # A character that the output's encoding lacks is written as an escape, as Python itself does
+    # on standard error. Nothing else may stand in for standard output but in a test.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(given: list[str]) -> int:
@@ -101,13 +109,34 @@ def _run(given: list[str]) -> int:
     except (Abort, KeyboardInterrupt):
         return _abandon_output(130)
     except FilterError as error:
-        return _fail(str(error), 2)
+        return _fail(f"{error}{_meant(given)}", 2)
     except VsockdumpError as error:
         return _fail(str(error), 1)
     except OSError as error:
         # Files and devices have errors of their own; what is left is standard output.
         _abandon_output(1)
         return _fail(f"standard output: {error.strerror}", 1)
+
+
+def _meant(given: list[str]) -> str:
+    """A line about the command that the first word may stand for, if it is near a command's name.
+
+    It was taken for the first word of a filter, for nothing else tells the two apart.
+    """
+    import click
+
+    from vsockdump.filters.names import nearest
+
+    word = given[0] if given else ""
+    if word == "help":
+        return "\nfor help: vsockdump --help"
+    commands = {name: name for name in SUBCOMMANDS}
+    for name in SUBCOMMANDS:
+        group = load(name)
+        if isinstance(group, click.Group):
+            commands |= {inner: f"{name} {inner}" for inner in group.commands}
+    near = nearest(word, commands) if word else None
+    return f"\nif a command was meant: vsockdump {commands[near]}" if near else ""
 
 
 def _fail(message: str, status: int) -> int:

@@ -15,6 +15,9 @@ import click
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 """Settings of every command."""
 
+LINK_TYPE: Final = "VSOCK (Linux vsock)"
+"""The link type of vsockmon devices, as tcpdump names it."""
+
 EXAMPLES: Final = (
     ("vsockdump -D", "which devices there are"),
     ("vsockdump -i vsockmon0 --create", "capture and print; needs root"),
@@ -66,6 +69,16 @@ class Number(_IntType):
         if len(text) > 18:
             self.fail(f"{text!r} is too large", param, ctx)
         return int(text)
+
+
+def once(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """The value of an option that may be typed once; the callback of one that is ``multiple``.
+
+    Of two files to read the first would otherwise be left out without a word.
+    """
+    if len(given) > 1:
+        raise click.UsageError(f"{param.opts[0]} is given {len(given)} times: name one FILE", ctx)
+    return given[0] if given else None
 
 
 class DumpCommand(click.Command):

@@ -12,6 +12,7 @@ import click
 
 from vsockdump import device as devices
 from vsockdump import diagnosis
+from vsockdump.cli.command import CONTEXT
 
 _MARKS = {
     diagnosis.Verdict.OK: "ok  ",
@@ -21,12 +22,12 @@ _MARKS = {
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
-@click.group()
+@click.group(context_settings=CONTEXT)
 def device() -> None:
     """Make, remove and list vsockmon devices; see whether this machine can capture."""
 
 
-@device.command()
+@device.command(context_settings=CONTEXT, short_help="Make a vsockmon device and bring it up.")
 @click.argument("name", default=devices.DEFAULT_NAME)
 def create(name: str) -> None:
     """Make a vsockmon device and bring it up (NAME: vsockmon0).
@@ -37,7 +38,7 @@ def create(name: str) -> None:
     click.echo(f"{name} created, up")
 
 
-@device.command()
+@device.command(context_settings=CONTEXT, short_help="Remove a vsockmon device.")
 @click.argument("name")
 def delete(name: str) -> None:
     """Remove the vsockmon device NAME. A device of another kind is left alone."""
@@ -45,7 +46,7 @@ def delete(name: str) -> None:
     click.echo(f"{name} removed")
 
 
-@device.command("list")
+@device.command("list", context_settings=CONTEXT, short_help="List vsockmon devices.")
 @_JSON
 def list_(as_json: bool) -> None:
     """List vsockmon devices: name, up or down, MTU in bytes, index."""
@@ -54,7 +55,7 @@ def list_(as_json: bool) -> None:
         click.echo(json.dumps([asdict(entry) for entry in found], indent=2))
         return
     if not found:
-        click.echo("no vsockmon device; make one with: vsockdump device create", err=True)
+        click.echo(devices.NONE, err=True)
         return
     width = max(len(entry.name) for entry in found)
     for entry in found:
@@ -62,7 +63,7 @@ def list_(as_json: bool) -> None:
         click.echo(f"{entry.name:<{width}}  {state:<4}  mtu {entry.mtu}  index {entry.index}")
 
 
-@device.command()
+@device.command(context_settings=CONTEXT, short_help="Tell whether this machine can capture.")
 @_JSON
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:

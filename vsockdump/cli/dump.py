@@ -10,17 +10,31 @@ from typing import Any, Final
 import click
 
 from vsockdump import __version__
-from vsockdump.cli.command import CONTEXT, DumpCommand, Number, section
+from vsockdump.cli.command import CONTEXT, LINK_TYPE, DumpCommand, Number, once, section
 
 NANO: Final = 9
 MICRO: Final = 6
 """Digits of a second."""
+PRECISIONS: Final = {"micro": MICRO, "nano": NANO}
 
 
 def _version(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
     if asked:
         click.echo(f"vsockdump {__version__}")
         ctx.exit()
+
+
+def _link_types(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"Data link types:\n  {LINK_TYPE}")
+        ctx.exit()
+
+
+def _direction(ctx: click.Context, param: click.Parameter, given: str | None) -> None:
+    if given is not None:
+        raise click.UsageError(
+            f"-Q {given}: the tap does not tell the direction; a filter can, as src host does", ctx
+        )
 
 
 _input = section("Where packets come from")
@@ -44,6 +58,8 @@ _other = section("Other")
 @_input(
     "-r",
     "file",
+    multiple=True,
+    callback=once,
     metavar="FILE",
     help="Read packets from FILE (pcap or pcapng, also compressed; '-': standard input).",
 )
@@ -119,6 +135,12 @@ _other = section("Other")
 )
 @_time("--micro", "digits", flag_value=MICRO, type=int, help="In microseconds.")
 @_time("--nano", "digits", flag_value=NANO, type=int, help="In nanoseconds.")
+@_time(
+    "--time-stamp-precision",
+    "precision",
+    type=click.Choice([*PRECISIONS]),
+    help="The same as --micro or --nano.",
+)
 @_file(
     "-w",
     "write",
@@ -160,6 +182,24 @@ _other = section("Other")
     type=Number(),
     metavar="COUNT",
     help="At most so many files: with -C the oldest is written over, with -G it ends.",
+)
+@_other("-p", "-K", "ignored", is_flag=True, help="Taken for tcpdump's sake, no effect.")
+@_other(
+    "-Q",
+    "--direction",
+    metavar="DIRECTION",
+    expose_value=False,
+    callback=_direction,
+    help="Refused: the tap does not tell in from out.",
+)
+@_other(
+    "-L",
+    "--list-data-link-types",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_link_types,
+    help="List the link types there are (one) and end.",
 )
 @_other(
     "--version",

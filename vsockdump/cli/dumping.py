@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from vsockdump.cli.dump import MICRO
+from vsockdump.cli.dump import MICRO, PRECISIONS
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
 from vsockdump.cli.output import StandardOutput
@@ -106,8 +106,6 @@ class Run:
                 raise click.UsageError("--print and --count need standard output, as -w - does")
             if sys.stdout.isatty():
                 raise click.UsageError("-w - writes bytes that are not for a terminal")
-        if options["create"] and options["file"] is not None:
-            raise click.UsageError("--create is for a device, -r reads a file")
 
     def _print_program(self) -> int:
         chosen = self._inputs.selects()
@@ -237,15 +235,20 @@ def _style(options: dict[str, Any], *, interface: bool) -> TextStyle:
         interface=interface,
         numbered=options["numbered"],
         stamp=Stamp(min(options["stamp"], max(Stamp))),
-        digits=options["digits"] or (None if options["file"] else MICRO),
+        digits=options["digits"]
+        or PRECISIONS.get(options["precision"])
+        or (None if options["file"] else MICRO),
         dump=wanted if wanted.hexadecimal or wanted.text else None,
         color=color == "always" or (color == "auto" and sys.stdout.isatty()),
     )
 
 
 def _list() -> int:
-    from vsockdump.device import list_devices
+    from vsockdump.device import NONE, list_devices
 
-    for place, found in enumerate(list_devices(), 1):
+    devices = list_devices()
+    for place, found in enumerate(devices, 1):
         click.echo(f"{place}.{found.name} [{'Up' if found.up else 'Down'}]")
+    if not devices:
+        click.echo(NONE, err=True)
     return 0

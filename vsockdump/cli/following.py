@@ -43,13 +43,15 @@ class Follower:
     def __init__(self, given: dict[str, Any], **tracker: Any) -> None:
         """``given`` are the options of ``options.shared``; ``tracker`` goes to Tracker."""
         words: Sequence[str] = given["words"]
-        live = bool(given["interfaces"])
-        if not live and not words:
-            raise click.UsageError("name a FILE ('-': standard input), or a device with -i")
+        file = given["file"]
+        if file is None and not given["interfaces"]:
+            if not words:
+                raise click.UsageError("name a FILE ('-': standard input), or a device with -i")
+            file, *words = words
         self.inputs = Inputs(
-            file=None if live else words[0],
+            file=file,
             interfaces=given["interfaces"],
-            expression=words if live else words[1:],
+            expression=words,
             filter_file=given["filter_file"],
             snaplen=HEADERS_ONLY,
             buffer=given["buffer"],

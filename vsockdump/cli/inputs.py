@@ -7,6 +7,7 @@ after tracking. On a file all filtering comes after tracking.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from click import UsageError
 
-from vsockdump.errors import DeviceError, VsockdumpError
+from vsockdump.cli.command import LINK_TYPE
+from vsockdump.errors import DeviceError, FilterError, VsockdumpError
 from vsockdump.sinks.names import escape
 from vsockdump.sources import Source
 
@@ -47,6 +49,8 @@ class Inputs:
             raise UsageError("-r and -i exclude each other: a file or a device")
         if self.filter_file is not None and self.expression:
             raise UsageError("-F and a filter on the command line exclude each other")
+        if self.create and self.file is not None:
+            raise UsageError("--create is for a device, not for a file")
 
     @property
     def live(self) -> bool:
@@ -62,14 +66,17 @@ class Inputs:
         """Say on standard error, in tcpdump's words, that a device is listened on from now."""
         if self.live:
             print(
-                f"listening on {escape(source.name)}, link-type VSOCK (Linux vsock), "
+                f"listening on {escape(source.name)}, link-type {LINK_TYPE}, "
                 f"snapshot length {self.kept} bytes",
                 file=sys.stderr,
                 flush=True,
             )
 
     def selects(self) -> Filter | None:
-        """The filter, compiled; None if there is none."""
+        """The filter, compiled; None if there is none.
+
+        Raises FilterError, and UsageError where a second file stands in the filter's place.
+        """
         text = " ".join(self.expression)
         if self.filter_file is not None:
             from pathlib import Path
@@ -84,7 +91,17 @@ class Inputs:
             return None
         from vsockdump import filters
 
-        return filters.compile(text)
+        try:
+            return filters.compile(text)
+        except FilterError as error:
+            first = self.expression[0] if self.expression else ""
+            # Unlike Path.is_file this raises nothing where a filter is too long for a name.
+            if not os.path.isfile(first):  # noqa: PTH113
+                raise
+            if self.file is not None:
+                raise UsageError(f"two files, {self.file} and {first}: name one") from None
+            hint = f"{first} is a file: to read it, write -r {first}"
+            raise FilterError(f"{error}\n{hint}", column=error.column) from None
 
 
 class Opened(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from vsockdump.cli.command import Number
+from vsockdump.cli.command import Number, once
 from vsockdump.tracking.limits import MAX_CONNECTIONS, STALL_THRESHOLD_NS
 
 MS: Final = 1_000_000
@@ -36,6 +36,14 @@ def shared(command: _F) -> _F:
             show_default=True,
             metavar="MS",
             help="A stall counts from so many milliseconds on.",
+        ),
+        click.option(
+            "-r",
+            "file",
+            multiple=True,
+            callback=once,
+            metavar="FILE",
+            help="Read packets from FILE: the same as to name it first.",
         ),
         click.option("-F", "filter_file", metavar="FILE", help="Read the filter from this file."),
         click.option(
