@@ -89,6 +89,8 @@ TABLE = [
         if capture != "echo-6.12.pcapng"
         for name, options in EACH.items()
     ),
+    Golden("stall-X", "stall-6.12.pcapng", "-X -c 4"),
+    Golden("stall-A", "stall-6.12.pcapng", "-qA -c 4"),
     Golden("stall-json", "stall-6.12.pcapng", "--json"),
     Golden("stall-color", "stall-6.12.pcapng", "-v --color=always"),
     Golden("seqpacket-json", "seqpacket-6.12.pcapng", "--json"),

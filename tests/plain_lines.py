@@ -89,7 +89,7 @@ class PlainText:
                 text += self.virtio(packet, row, tracked)
         if packet.stop is not None:
             snapped = (packet.stop.status, packet.stop.layer) == (Status.TRUNCATED, Layer.PAYLOAD)
-            if style.verbose > 1 or not snapped:
+            if style.verbose or style.dump is not None or not snapped:
                 text += f" [{packet.stop}]"
         return text
 

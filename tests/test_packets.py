@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import goldens
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -248,6 +249,21 @@ def test_a_packet_shows_its_row(drawn: list[Frame]) -> None:
 def one(frame: Frame) -> Decoded:
     (row,) = decoded(decode(batch_of([frame])))
     return row
+
+
+def test_a_packet_is_told_in_a_line() -> None:
+    batch = decode(FrameBatch.of([frame for frame, _, _ in goldens.odd_frames()], first_number=7))
+    for number, packet in enumerate(batch, 7):
+        said = str(packet)
+        assert said == repr(packet) == repr(batch.packet(packet.row))
+        assert len(said) < 200
+        shown = dict(part.split("=") for part in said[len("Packet(") : -1].split(", "))
+        assert shown["number"] == str(number)
+        for name in ("src_cid", "src_port", "dst_cid", "dst_port", "len"):
+            assert shown[name] == str(getattr(packet, name))
+        named = {op.name: op for op in wire.Op}
+        assert named.get(shown["op"], shown["op"]) in (packet.op, str(packet.op))
+        assert shown.get("status", "OK") == packet.status.name
 
 
 @pytest.mark.parametrize("length", range(len(ordinary(b"payload").data) + 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import goldens
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +97,25 @@ def test_hostile_interface_names_and_comments_are_escaped() -> None:
     comment = shown.splitlines()[1]
     assert comment.startswith("\tcomment: ")
     assert all(char.isprintable() for char in comment.removeprefix("\t"))
+
+
+@pytest.mark.parametrize("dump", [None, Dump(text=True), Dump(hexadecimal=True)])
+@pytest.mark.parametrize("verbose", range(4))
+def test_payload_that_was_cut_is_marked_where_it_matters(verbose: int, dump: Dump | None) -> None:
+    had, needed = 3, 8
+    whole = goldens.packet(bytes(needed))
+    frames = [whole[: had - needed], whole, whole[: had - needed]]
+    batch = decode(FrameBatch.of(frames, origlen=[len(whole)] * len(frames)))
+    style = TextStyle(verbose=verbose, dump=dump, stamp=Stamp.NONE)
+    shown = TextPrinter(style).render(batch).splitlines()
+    lines = [line.decode() for line in shown if b" > " in line]
+    cut, plain, again = (line.partition(" [")[2] for line in lines)
+    assert (plain, cut) == ("", again)
+    if not verbose and dump is None:
+        assert cut == ""
+    else:
+        assert cut == f"{batch.stop(0)}]"
+        assert cut.endswith(f"needed {needed}, had {had}]")
 
 
 def test_a_name_of_any_length_is_cut() -> None:

@@ -83,6 +83,8 @@ _TRANSPORT_OFFSET: Final = 26
 _FIELDS: Final = struct.Struct("<QQIIHHH2xQQIIIHHIII4x")
 """A record of ``wire.HEADERS`` as plain integers, several times faster than numpy makes them."""
 _MON: Final = wire.MON_FIELDS
+_SHOWN: Final = ("src_cid", "src_port", "dst_cid", "dst_port")
+_OPS: Final = frozenset(wire.Op)
 _NO_VIRTIO: Final = (None,) * len(wire.VIRTIO_FIELDS)
 _NOTHING: Final = (None,) * (len(_MON) + len(wire.VIRTIO_FIELDS))
 
@@ -188,6 +190,17 @@ class Packet(_Row):
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> int | None: ...
+
+    def __repr__(self) -> str:
+        """Number, addresses, op and length by their attributes' names; the status if not OK."""
+        shown = [f"number={self.number}"]
+        shown += [f"{name}={getattr(self, name)}" for name in _SHOWN]
+        op = self.op
+        shown.append(f"op={wire.Op(op).name if op in _OPS else op}")
+        shown.append(f"len={self.len}")
+        if self.status is not Status.OK:
+            shown.append(f"status={self.status.name}")
+        return f"Packet({', '.join(shown)})"
 
     @property
     def number(self) -> int:

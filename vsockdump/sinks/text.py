@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from vsockdump.frames import Bools, FrameBatch, Interface, Ints
-from vsockdump.packets import Layer, PacketBatch, Status
+from vsockdump.packets import STOPS, Layer, PacketBatch, Status
 from vsockdump.sinks.clock import Clock, Stamp
 from vsockdump.sinks.hexdump import Dump, dump
 from vsockdump.sinks.names import (
@@ -24,7 +24,7 @@ from vsockdump.sinks.names import (
     of_interfaces,
     pair_texts,
 )
-from vsockdump.sinks.sheet import Column, choose, lines, number, only, unique
+from vsockdump.sinks.sheet import Column, choose, distinct, lines, number, only, unique
 from vsockdump.tracking.columns import NULL, TrackedBatch
 from vsockdump.wire import MON_HDR_LEN, MonOp, Op, Transport, Type, flag_names
 
@@ -245,21 +245,24 @@ class TextPrinter:
         ]
 
     def _stops(self, batch: PacketBatch) -> list[Column]:
-        """What is wrong, in brackets; payload cut by the snapshot length only when verbose."""
+        """What is wrong, in brackets.
+
+        Payload cut by the snapshot length only when verbose, or when bytes are shown below.
+        """
         if not batch.stop_rows.size:
             return []
         stops = batch.stops
         snapped = (stops["layer"] == Layer.PAYLOAD) & (stops["status"] == Status.TRUNCATED)
-        shown = ~snapped if self._style.verbose < 2 else np.ones(stops.size, np.bool_)
-        rows = np.zeros(len(batch), np.bool_)
-        rows[batch.stop_rows[shown]] = True
-        if not rows.any():
+        all_ = self._style.verbose > 0 or self._style.dump is not None
+        shown = np.flatnonzero(~snapped) if not all_ else np.arange(stops.size)
+        if not shown.size:
             return []
-        table, index = [b""], np.zeros(len(batch), np.int64)
-        for row in np.flatnonzero(rows).tolist():
-            index[row] = len(table)
-            table.append(f" [{batch.stop(row)}]".encode())
-        return [choose(table, index)]
+        rows, stops = batch.stop_rows[shown], stops[shown]
+        first, which = distinct(*(stops[name].astype(np.int64) for name in STOPS.names or ()))
+        index = np.zeros(len(batch), np.int64)
+        index[rows] = which + 1
+        said = [f" [{batch.stop(row)}]".encode() for row in rows[first].tolist()]
+        return [choose([b"", *said], index)]
 
 
 def _kind(type_: int, flags: int) -> bytes:
