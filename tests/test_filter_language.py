@@ -371,6 +371,17 @@ def told(text: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("word", names.IN_LINES)
+def test_a_word_of_the_printed_lines_is_no_word_but_has_one(word: str) -> None:
+    assert word not in names.NUMBERS
+    fields = [field for field in names.NUMBERS if re.search(rf"\b{field}\b", names.IN_LINES[word])]
+    assert fields
+    for field in fields:
+        parse(f"{field} > 0")
+    with pytest.raises(FilterError, match=re.escape(names.IN_LINES[word])):
+        parse(f"{word} > 0")
+
+
 @pytest.mark.parametrize("text", golden())
 def test_errors_say_what_is_wrong_and_where(text: str) -> None:
     assert told(text) == golden()[text]

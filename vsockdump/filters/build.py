@@ -17,7 +17,7 @@ from lark import Token, Tree
 
 from vsockdump.errors import FilterError
 from vsockdump.filters import names, tree
-from vsockdump.filters.complaints import complaint, listed, perhaps, quoted
+from vsockdump.filters.complaints import complaint, in_lines, listed, perhaps, quoted
 from vsockdump.filters.qualifiers import (
     SIDES,
     Misused,
@@ -178,7 +178,9 @@ class Builder:
             raise self._wrong(token, f"{quoted(token)} of what? write {could}")
         known = (*_KEYWORDS, *names.SIDES, *names.NUMBERS)
         reason = f"{quoted(token)} is not a word of the filter language"
-        raise self._wrong(token, reason + (_spaces(token) or perhaps(token, known)))
+        raise self._wrong(
+            token, reason + (_spaces(token) or in_lines(token) or perhaps(token, known))
+        )
 
     def _repeat(self, shape: Shape, token: Token, place: _Place) -> Node:
         """The last qualifier, applied to one more identifier."""
@@ -381,7 +383,9 @@ class Builder:
             except Misused as error:
                 raise self._wrong(token, str(error)) from None
         reason = f"{quoted(token)} is not a number or a field"
-        raise self._wrong(token, reason + (_spaces(token) or perhaps(token, names.NUMBERS)))
+        raise self._wrong(
+            token, reason + (_spaces(token) or in_lines(token) or perhaps(token, names.NUMBERS))
+        )
 
     def _raw(self, children: list[Shape], depth: int) -> Value:
         base, offset, *size = children

@@ -71,5 +71,11 @@ def perhaps(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near}'?" if near is not None else ""
 
 
+def in_lines(word: str) -> str:
+    """What a filter has for a word of the printed lines; nothing if it is none of theirs."""
+    said = names.IN_LINES.get(names.plain(word))
+    return f"; {said}" if said is not None else ""
+
+
 def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -60,6 +60,14 @@ HEADER_FIELDS: Final = (*wire.MON_FIELDS, *wire.VIRTIO_FIELDS)
 FINDINGS: Final = tuple(CODES)
 """What ``finding`` can ask for."""
 
+IN_LINES: Final[Mapping[str, str]] = {
+    "win": "the win of a line is buf_alloc; window is the free space that credit leaves the sender",
+    "fwd": "the fwd of a line is fwd_cnt",
+    "length": "the length of a line is len",
+    "seq": "packets carry no sequence number; tx_cnt, where its second half ends, is tracked",
+}
+"""Words of the printed lines that are none of filters, and what to write."""
+
 CONNECTION_ALIASES: Final = ("conn.id",)
 NUMBERS: Final = (*HEADER_FIELDS, "caplen", *tree.TRACKED_NUMBERS, *CONNECTION_ALIASES)
 """Every word that stands for a number of the packet."""
