@@ -235,6 +235,29 @@ def test_transports_are_told_apart_by_whether_they_are_tapped(
         assert bool(check.do) == (verdict is not Verdict.OK)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "files"), [(ROOT, {"proc/modules": "vhost_vsock 1 0 -\n"}), (0, {})]
+)
+def test_what_fails_comes_first_and_the_tap_s_mistakes_last(
+    machine: Machine, capabilities: int, files: dict[str, str]
+) -> None:
+    old = {"proc/version": "#1 SMP Debian 6.12.63-1 (2026-01-01)"}
+    checks = diagnose(machine(capabilities, files=files | old | (NO_DEVICE if files else {})))
+    verdicts = [check.verdict for check in checks]
+    failed = verdicts.count(Verdict.FAIL)
+    assert failed
+    assert verdicts[:failed] == [Verdict.FAIL] * failed
+    told = named(checks, "tap")
+    assert told == checks[-len(told) :] != []
+    # Nothing is said to be captured on a machine that cannot.
+    (transport,) = named(checks, "transport")
+    assert "of this host with its guests" in transport.says
+    assert not any("are captured" in check.says for check in checks)
+    works = diagnose(machine(ROOT, files=device("vsockmon0", up=True) | loaded("vhost_vsock")))
+    assert can_capture(works)
+    assert "are captured" in named(works, "transport")[0].says
+
+
 def test_guests_whose_vsock_passes_this_kernel_by_are_named(machine: Machine) -> None:
     names = ["firecracker", "cloud-hyperviso", "bash", "firecracker"]
     files = {f"proc/{pid}/comm": f"{name}\n" for pid, name in enumerate(names, start=100)}

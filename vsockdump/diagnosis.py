@@ -72,16 +72,22 @@ class Check:
 
 
 def diagnose(root: Path = Path("/")) -> list[Check]:
-    """All checks of the machine whose files are below ``root``."""
+    """All checks of the machine whose files are below ``root``: those that failed come first, and
+    what the kernel's tap gets wrong comes last."""
     machine = _Machine(root)
-    return [
+    needed = [
         *_kernel(machine),
         *_vsockmon(machine),
         _packet_sockets(machine),
         _permission(machine),
-        *_transports(machine),
-        *_vmms(machine),
     ]
+    checks = [
+        *needed,
+        *_transports(machine, captured=can_capture(needed)),
+        *_vmms(machine),
+        *_tap(machine),
+    ]
+    return sorted(checks, key=lambda check: check.verdict is not Verdict.FAIL)
 
 
 def can_capture(checks: list[Check]) -> bool:
@@ -112,6 +118,11 @@ class _Machine:
             return (self.root / path).read_text(errors="replace")
         except OSError:
             return ""
+
+    def version(self) -> kernels.Version | None:
+        """The release's number; None if it is not known."""
+        signature = self.read("proc/version_signature")
+        return kernels.parse(signature or f"{self.release} {self.read('proc/version')}")
 
     def may(self, capability: int) -> bool:
         """Whether this process has the capability."""
@@ -153,9 +164,8 @@ def _module(path: str) -> str:
 
 
 def _kernel(machine: _Machine) -> Iterator[Check]:
-    """The release, and what its tap is known to get wrong."""
-    signature = machine.read("proc/version_signature")
-    version = kernels.parse(signature or f"{machine.release} {machine.read('proc/version')}")
+    """The release."""
+    version = machine.version()
     if version is None:
         yield Check(
             name="kernel",
@@ -165,6 +175,13 @@ def _kernel(machine: _Machine) -> Iterator[Check]:
         return
     number = ".".join(map(str, version))
     yield Check(name="kernel", verdict=Verdict.OK, says=f"Linux {machine.release} ({number})")
+
+
+def _tap(machine: _Machine) -> Iterator[Check]:
+    """What the tap of this release is known to get wrong."""
+    version = machine.version()
+    if version is None:
+        return
     for bug in kernels.TAP_BUGS:
         affected = bug.affects(version)
         if affected is not False:
@@ -270,12 +287,17 @@ def _devices(machine: _Machine) -> Iterator[Check]:
         )
 
 
-def _transports(machine: _Machine) -> Iterator[Check]:
-    """Which transports are there, and whether the kernel shows their packets."""
+def _transports(machine: _Machine, *, captured: bool) -> Iterator[Check]:
+    """Which transports are there, and whether the kernel shows their packets.
+
+    ``captured``: nothing else is in the way, so that packets that are shown can be captured.
+    """
     tapped = [found for found in TAPPED if machine.present(found.module, found.option)]
     untapped = [found for found in UNTAPPED if machine.present(found.module, found.option)]
     for found in tapped:
         says = f"{found.module} is loaded: connections {found.carries} are captured"
+        if not captured:
+            says = f"{found.module} is loaded: it carries connections {found.carries}"
         if found is _GUEST and not machine.virtio_device():
             says = f"{found.module} is loaded, but this machine has no virtio vsock device"
         yield Check(name="transport", verdict=Verdict.OK, says=says)
