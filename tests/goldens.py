@@ -64,6 +64,7 @@ STYLES = {
     "micro": "--micro -c 8",
     "micro-ttt": "--micro -ttt -c 8",
     "nano": "--nano -c 8",
+    "precision": "--time-stamp-precision=micro -c 8",
     "l": "-l -c 2",
     "x": "-x -c 8",
     "xx": "-xx -c 8",
@@ -90,7 +91,7 @@ TABLE = [
         for name, options in EACH.items()
     ),
     Golden("stall-X", "stall-6.12.pcapng", "-X -c 4"),
-    Golden("stall-A", "stall-6.12.pcapng", "-qA -c 4"),
+    Golden("stall-A", "stall-6.12.pcapng", "-q -A -c 4"),
     Golden("stall-json", "stall-6.12.pcapng", "--json"),
     Golden("stall-color", "stall-6.12.pcapng", "-v --color=always"),
     Golden("seqpacket-json", "seqpacket-6.12.pcapng", "--json"),
