@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 JOBS ?= auto
 
-.PHONY: help demo demo-live test test-live lint golden bench docs judges clean
+.PHONY: help demo demo-live test test-live lint golden bench bench-live docs judges clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ golden: $(VENV)/.developing ## Write the expected outputs anew (look at the diff
 
 bench: $(VENV)/.developing judges ## Measure beside the peers and write the table into docs/performance.md
 	$(RUN) -m bench --write
+
+bench-live: $(VENV)/.developing ## Measure capturing, on a veth pair and in a VM, into docs/performance.md (as root)
+	$(RUN) -m bench.live_ring --write
+	$(RUN) -m bench.live_vm --write
 
 docs: $(VENV)/.developing ## Write the pages that are made from the program
 	$(RUN) tests/golden/pages.py

@@ -7,7 +7,6 @@ breaks, never on a time.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Final
 
 import click
-import numpy as np
 
 from bench.generate import Traffic
-from bench.race import Broken, Race, Result, compete, machine, missing, table, versions
-from vsockdump import __version__
+from bench.page import measured_with, write_part
+from bench.race import Broken, Race, Result, compete, missing, table
 from vsockdump.sinks.savefile import SavefileWriter
 
 DATA: Final = Path(__file__).parent / "data"
-PAGE: Final = Path(__file__).parent.parent / "docs" / "performance.md"
-BEGIN: Final = "<!-- bench: begin -->"
-END: Final = "<!-- bench: end -->"
 MILLION: Final = 1_000_000
 _SIXTEENTH_PORT: Final = "port 1024"
 _RAW_PORT: Final = "link[16:4] = 0x00040000 or link[20:4] = 0x00040000"
@@ -256,24 +251,19 @@ def races(folder: Path) -> list[Race]:
 
 def report(results: list[Result], command: str) -> str:
     """The table and what it was measured with."""
-    said = versions(
-        {
-            "tcpdump": ("tcpdump", "--version"),
-            "tshark": ("tshark", "--version"),
-            "dpkt": (sys.executable, "-c", "import dpkt; print(dpkt.__version__)"),
-            "pyshark": (
-                sys.executable,
-                "-c",
-                "from importlib.metadata import version; print(version('pyshark'))",
-            ),
-            "scapy": (sys.executable, "-c", "import scapy; print(scapy.__version__)"),
-        }
-    )
+    tools = {
+        "tcpdump": ("tcpdump", "--version"),
+        "tshark": ("tshark", "--version"),
+        "dpkt": (sys.executable, "-c", "import dpkt; print(dpkt.__version__)"),
+        "pyshark": (
+            sys.executable,
+            "-c",
+            "from importlib.metadata import version; print(version('pyshark'))",
+        ),
+        "scapy": (sys.executable, "-c", "import scapy; print(scapy.__version__)"),
+    }
     about = [
-        f"Measured with `{command}` on {machine()}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, numpy {np.__version__}, vsockdump {__version__}; "
-        + "; ".join(said)
-        + ".",
+        measured_with(command, tools),
         "Ratios are ours to the peer's, medians of alternating runs; MiB is our peak memory.",
     ]
     return "\n".join([*about, "", table(results)])
@@ -311,9 +301,7 @@ def main(short: bool, rounds: int, only: str | None, only_generate: bool, write:
     text = report(results, command)
     print(text)
     if write:
-        page = PAGE.read_text()
-        head, tail = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+        write_part("bench", text)
     if short:
         shutil.rmtree(folder)
 

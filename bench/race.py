@@ -13,11 +13,15 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-_TIMEOUT_S: Final = 1200
+from bench import page
+
 _MIB_OF_KIB: Final = 1 / 1024
+HEADS: Final = (
+    *("job", "against", "CPU s", "peer's CPU s"),
+    *("ratio (least - most)", "aim", "met", "MiB"),
+)
 
 
 class Broken(Exception):
@@ -115,10 +119,7 @@ def missing(races: Sequence[Race]) -> list[str]:
 
 def table(results: Sequence[Result]) -> str:
     """The results as a Markdown table."""
-    rows = [
-        "| job | against | CPU s | peer's CPU s | ratio (least - most) | aim | met | MiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for result in results:
         race, ratios = result.race, result.ratios
         unit = "wall" if race.wall else "cpu"
@@ -126,31 +127,15 @@ def table(results: Sequence[Result]) -> str:
         peer = statistics.median(getattr(cost, unit) for cost in result.peers)
         memory = max(cost.memory for cost in result.ours)
         rows.append(
-            f"| {race.name}{' (wall time)' if race.wall else ''} | `{race.peer_name}` "
-            f"| {ours:.2f} | {peer:.2f} | {result.ratio:.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f}) "
-            f"| {race.aim} | {'yes' if result.ratio <= race.aim else '**no**'} | {memory:.0f} |"
+            (
+                f"{race.name}{' (wall time)' if race.wall else ''}",
+                f"`{race.peer_name}`",
+                f"{ours:.2f}",
+                f"{peer:.2f}",
+                f"{result.ratio:.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})",
+                race.aim,
+                "yes" if result.ratio <= race.aim else "**no**",
+                f"{memory:.0f}",
+            )
         )
-    return "\n".join(rows)
-
-
-def versions(tools: Mapping[str, Sequence[str]]) -> list[str]:
-    """The first line that each tool says of its version."""
-    lines = []
-    for name, command in tools.items():
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
-        text = (done.stdout + done.stderr).strip().splitlines()
-        text = [line for line in text if "root" not in line]
-        lines.append(f"{name}: {text[0] if text else 'unknown'}")
-    return lines
-
-
-def machine() -> str:
-    """The processor and how many of it there are."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return f"{os.cpu_count()} cores of {model}"
+    return page.table(HEADS, rows)

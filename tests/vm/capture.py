@@ -189,7 +189,9 @@ def together(tools: Sequence[Tool]) -> Iterator[None]:
         raise
 
 
-def tcpdump(context: Context, file: str = "tcpdump.pcap", *, snaplen: int = 0) -> Tool:
+def tcpdump(
+    context: Context, file: str = "tcpdump.pcap", *, snaplen: int = 0, ring_kib: int = RING_KIB
+) -> Tool:
     """A tcpdump beside us, writing nanoseconds to `file` in the work folder; snaplen 0: all."""
     words = [
         "tcpdump",
@@ -197,7 +199,7 @@ def tcpdump(context: Context, file: str = "tcpdump.pcap", *, snaplen: int = 0) -
         DEVICE,
         "--time-stamp-precision=nano",
         "-B",
-        str(RING_KIB),
+        str(ring_kib),
         "-Z",
         "root",
     ]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from . import guard, suite
 from .agent import Context
@@ -82,6 +83,11 @@ def some_tests(context: Context) -> Truth:
 
 def perf(context: Context, size: int = PERF_BYTES) -> dict[str, int]:
     """Send `size` bytes with vsock_perf; how many its receiver says it read."""
+    return {"sent": size, "received": perf_rates(context, size)["received"]}
+
+
+def perf_rates(context: Context, size: int, *options: str) -> dict[str, Any]:
+    """The same, the sender having these options; bytes received, and either side's Gbit/s."""
     guard.require_test_vm()
     path = str(suite.program(context.release, "vsock_perf"))
     port = ["--port", "1500"]
@@ -90,14 +96,20 @@ def perf(context: Context, size: int = PERF_BYTES) -> dict[str, int]:
         receiver = subprocess.Popen([path, *port], stdout=out, stderr=out)
     try:
         time.sleep(0.5)
-        subprocess.run(
-            [path, *port, "--sender", "1", "--bytes", str(size)],
+        said = subprocess.run(
+            [path, *port, "--sender", "1", "--bytes", str(size), *options],
             check=True,
-            stdout=subprocess.DEVNULL,
-        )
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
         receiver.wait(SECONDS)
     finally:
         receiver.kill()
         receiver.wait()
-    found = re.search(r"total bytes received: (\d+)", log.read_text(errors="replace"))
-    return {"sent": size, "received": int(found[1]) if found else 0}
+    said += log.read_text(errors="replace")
+    found = re.search(r"total bytes received: (\d+)", said)
+    rates = dict(re.findall(r"^(rx|tx) performance: (\S+) Gbits/s", said, re.M))
+    return {
+        "received": int(found[1]) if found else 0,
+        **{side: float(rates.get(side, 0)) for side in ("rx", "tx")},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from . import capture, demo, filtering, kernels, live, tracking
+from . import capture, demo, filtering, kernels, live, measure, tracking
 from .agent import Context
 from .bundle import BUNDLED, Bundled
 from .peers import wait_for_quiet
@@ -38,6 +38,7 @@ SCENARIOS: Scenarios = {
     **EVERYWHERE,
     **WITH_SUITE,
     **demo.SCENARIOS,
+    **measure.SCENARIOS,
     **{row.scenario: partial(_bundle, row=row) for row in BUNDLED},
 }
 """All that there is."""
