@@ -38,6 +38,7 @@ golden: $(VENV)/.developing ## Write the expected outputs anew (look at the diff
 
 bench: $(VENV)/.developing judges ## Measure beside the peers and write the table into docs/performance.md
 	$(RUN) -m bench --write
+	$(RUN) -m bench.stages --write
 
 bench-live: $(VENV)/.developing ## Measure capturing, on a veth pair and in a VM, into docs/performance.md (as root)
 	$(RUN) -m bench.live_ring --write

@@ -35,8 +35,8 @@ def measured_with(command: str, tools: Mapping[str, Sequence[str]]) -> str:
     """The sentence about machine and versions; ``tools`` as for `versions`."""
     return (
         f"Measured with `{command}` on {machine()}, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, numpy {np.__version__}, vsockdump {__version__}; "
-        + "; ".join(versions(tools))
+        f"Python {platform.python_version()}, numpy {np.__version__}, "
+        + "; ".join([f"vsockdump {__version__}", *versions(tools)])
         + "."
     )
 

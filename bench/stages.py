@@ -1,17 +1,19 @@
 """Where our own time goes: CPU nanoseconds a packet of each stage on the road, by job.
 
-``python -m bench.stages`` reads inputs that ``python -m bench`` made. Stages are timed between
-batches, so their sum is what the job costs but for start-up; of several runs the least counts.
+``python -m bench.stages`` reads inputs that ``python -m bench`` made, and with --write puts its
+table into docs/performance.md. Stages are timed between batches, so their sum is what the job costs
+but for start-up; of several runs the least counts.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import click
+
+from bench.page import measured_with, table, write_part
 from vsockdump.frames import keep_freed_memory
 from vsockdump.packets import decode
 from vsockdump.sinks import jsonlines
@@ -64,18 +66,29 @@ def spent(job: str, path: Path) -> dict[str, float]:
     return {stage: total / packets * 1e9 for stage, total in totals.items()}
 
 
-def lines() -> Iterator[str]:
-    """A table: jobs and their stages."""
-    yield "| ns a packet | " + " | ".join(STAGES) + " | sum |"
-    yield "|---|" + "---|" * (len(STAGES) + 1)
-    for job, name in JOBS.items():
-        least = min((spent(job, DATA / name) for _ in range(RUNS)), key=lambda s: sum(s.values()))
-        cells = [f"{least[stage]:.0f}" for stage in STAGES] + [f"{sum(least.values()):.0f}"]
-        yield f"| {job} | " + " | ".join(cells) + " |"
+def stages(job: str) -> list[str]:
+    """A row of the table."""
+    path = DATA / JOBS[job]
+    least = min((spent(job, path) for _ in range(RUNS)), key=lambda s: sum(s.values()))
+    return [job, *(f"{ns:.0f}" for ns in (*least.values(), sum(least.values())))]
+
+
+@click.command()
+@click.option("--write", is_flag=True, help="Put the table into docs/performance.md.")
+def main(write: bool) -> None:
+    """Measure the stages of our own road."""
+    keep_freed_memory()
+    rows = [stages(job) for job in JOBS]
+    text = "\n\n".join(
+        [
+            measured_with("python -m bench.stages", {}) + " CPU nanoseconds a packet.",
+            table(["job", *STAGES, "sum"], rows),
+        ]
+    )
+    print(text)
+    if write:
+        write_part("stages", text)
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
-    for line in lines():
-        print(line)
-        sys.stdout.flush()
+    main()
