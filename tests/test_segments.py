@@ -46,18 +46,16 @@ def test_sums_start_anew_in_every_run(case: tuple[Runs, list[list[int]]]) -> Non
 def test_marked_rows_are_found_within_their_run(case: tuple[Runs, list[list[int]]]) -> None:
     runs, parts = case
     mask = flat(parts).astype(np.bool_)
-    latest, carried, earliest, begin = [], [], [], 0
-    for run, part in enumerate(parts):
+    latest, earliest, begin = [], [], 0
+    for part in parts:
         last = NONE
         marked = [begin + row for row, value in enumerate(part) if value]
         for row, value in enumerate(part, begin):
             last = row if value else last
             latest.append(last)
-            carried.append(mask.size + run if last == NONE else last)
         earliest.append(marked[0] if marked else NONE)
         begin += len(part)
     assert runs.latest(mask).tolist() == latest
-    assert runs.latest_or_carried(mask).tolist() == carried
     assert runs.earliest(mask).tolist() == earliest
 
 

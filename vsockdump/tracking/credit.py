@@ -109,12 +109,6 @@ class Account:
         full: Bools = (self.in_flight >= self.least) & (self.least != NULL) & self.open
         return full
 
-    @cached_property
-    def acked(self) -> Ints:
-        """The end offset that an advertisement covers; NULL where there is none."""
-        known = self.advert & (self.in_flight != NULL)
-        return np.where(known, self.tx_cnt - self.in_flight, NULL)
-
     def _room(self, buffer: Ints) -> Ints:
         room: Ints = np.maximum(buffer - self.in_flight, 0)
         room[(self.in_flight == NULL) | (buffer == NULL)] = NULL

@@ -66,11 +66,6 @@ class Runs:
         rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
         return np.where(rows >= self.first, rows, -1)
 
-    def latest_or_carried(self, mask: Bools) -> Ints:
-        """The same as an index into a column with the runs' carried values behind it: (n + r,)."""
-        rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
-        return np.where(rows >= self.first, rows, self.run + mask.size)
-
     def since(self, mask: Bools) -> Bools:
         """The rows at or behind the first one of their run where ``mask`` is set."""
         rows = np.flatnonzero(mask)
