@@ -398,3 +398,24 @@ def test_output_may_be_a_pipe_that_does_not_block(tmp_path: Path) -> None:
         shown = out.read()
         assert process.wait(SECONDS) == 0
     assert shown == run("-r", tmp_path / "much").out
+
+
+@pytest.mark.parametrize("name", ["conns", "credit", "check"])
+def test_reports_are_colored_on_a_terminal_alone(name: str, terminal: Terminal) -> None:
+    shown = run(name, STALL).out.replace(b"\n", b"\r\n")
+    assert b"\x1b" not in shown
+    with running(name, STALL, stdout=terminal.theirs) as process:
+        assert process.wait(SECONDS) in (0, 11)
+        colored = terminal.rest()
+    assert b"\x1b[" in colored
+    assert re.sub(rb"\x1b\[[0-9]+m", b"", colored) == shown
+
+
+@pytest.mark.parametrize("line", [["conns", STALL], ["check", STALL], ["-r", STALL]])
+def test_nobody_has_to_have_colors(
+    line: list[str], terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    with running(*line, stdout=terminal.theirs) as process:
+        assert process.wait(SECONDS) in (0, 11)
+        assert b"\x1b" not in terminal.rest()

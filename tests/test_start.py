@@ -25,7 +25,6 @@ HEAVY = frozenset(
         "numpy",
         "numpy.ma",
         "lark",
-        "rich",
         "isal",
         "zstandard",
         "secrets",
@@ -46,7 +45,6 @@ HEAVY = frozenset(
 """Modules that take long, or take others along that do."""
 READING = frozenset({"numpy", "vsockdump.tracking.tracker"})
 FILTERING = READING | {"lark", "vsockdump.filters"}
-TABLE = READING | {"rich"}
 
 
 def ran(code: str, *arguments: str) -> str:
@@ -88,8 +86,8 @@ def unavoidable() -> frozenset[str]:
         ("-r FILE stalled or finding refused", FILTERING),
         ("conns --json FILE", READING),
         ("check FILE", READING),
-        ("conns FILE", TABLE),
-        ("credit FILE", TABLE),
+        ("conns FILE", READING),
+        ("credit FILE", READING),
     ],
 )
 def test_a_command_loads_what_it_needs(line: str, allowed: frozenset[str]) -> None:

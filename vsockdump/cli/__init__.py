@@ -80,6 +80,7 @@ def _run(given: list[str]) -> int:
     from click import Abort, ClickException, UsageError
     from click.exceptions import Exit
 
+    from vsockdump.cli.output import unwanted_color
     from vsockdump.errors import FilterError, VsockdumpError
 
     subcommand = given[0] if given and given[0] in SUBCOMMANDS else ""
@@ -88,6 +89,7 @@ def _run(given: list[str]) -> int:
         command = load(subcommand)
         # Not command.main: that has its own ideas of what a closed pipe is.
         with command.make_context(name, given[1:] if subcommand else given) as context:
+            context.color = False if unwanted_color() else None
             status = command.invoke(context)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from vsockdump.cli.chart import Recorder, marks
 from vsockdump.cli.following import Follower
-from vsockdump.cli.tables import console, duration, endpoint, size
+from vsockdump.cli.tables import duration, endpoint, size
 from vsockdump.tracking.report import Connection, Direction
 from vsockdump.tracking.times import Stall
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def show(given: dict[str, Any]) -> int:
@@ -39,9 +36,9 @@ def show(given: dict[str, Any]) -> int:
             account["stall_list"] = [_stall(connection, stall) for stall in mine]
             sys.stdout.write(json.dumps(account) + "\n")
         else:
-            charts += _print(console(), connection, mine, recorder)
+            charts += _print(connection, mine, recorder)
     if charts:
-        console().print(drawn.legend)
+        click.echo(drawn.legend)
     if len(chosen) > len(shown) and not given["json_"]:
         click.echo(f"{len(chosen) - len(shown)} more connections; see --limit", err=True)
     follower.complain()
@@ -61,53 +58,54 @@ def _stall(connection: Connection, stall: Stall) -> dict[str, Any]:
     }
 
 
-def _print(out: Console, connection: Connection, stalls: list[Stall], recorder: Recorder) -> int:
+def _print(connection: Connection, stalls: list[Stall], recorder: Recorder) -> int:
     """Print the account of one connection; how many charts it has."""
     charts = 0
     ends = (endpoint(connection.client), endpoint(connection.server))
     life = max(connection.limited_ns + connection.in_flight_ns + connection.idle_ns, 1)
     estimated = ", estimated" if connection.estimated else ""
-    out.print(
+    click.secho(
         f"conn {connection.conn}  {ends[0]} > {ends[1]}  {connection.type}  "
         f"{connection.state}{estimated}",
-        style="bold",
+        bold=True,
     )
-    out.print(
+    click.secho(
         f"  connected in {duration(connection.connect_ns)}; of {duration(life)}: "
         f"credit-limited {connection.limited_ns / life:.0%}, "
         f"data in flight {connection.in_flight_ns / life:.0%}, "
         f"idle {connection.idle_ns / life:.0%}"
     )
     for sender, way in enumerate((connection.client_to_server, connection.server_to_client)):
-        _direction(out, ends[sender], ends[1 - sender], way)
+        _direction(ends[sender], ends[1 - sender], way)
         chart = recorder.chart(connection.conn, sender)
         if chart:
             charts += 1
-            out.print(f"    window {chart}")
+            click.echo(f"    window {chart}")
         for stall in stalls:
             if stall.sender == sender:
                 end = f"until packet {stall.end_number}" if stall.end_number else "to the end"
                 read = "then read on" if stall.recovered else "did not read on"
-                out.print(
+                click.secho(
                     f"    STALLED {duration(stall.duration_ns)} from packet {stall.number} {end}: "
                     f"{ends[1 - sender]} was not reading, {read}",
-                    style="bold red",
+                    fg="red",
+                    bold=True,
                 )
     return charts
 
 
-def _direction(out: Console, sender: str, receiver: str, way: Direction) -> None:
-    out.print(
+def _direction(sender: str, receiver: str, way: Direction) -> None:
+    click.secho(
         f"  {sender} > {receiver}: {size(way.bytes)} in {way.packets} packets, "
         f"at most {size(way.max_in_flight)} in flight, least window {size(way.min_window)} "
         f"(effective {size(way.min_effective_window)}), unread {size(way.unread_bytes)}"
     )
     if way.drains:
-        out.print(
+        click.secho(
             f"    drained in {duration(way.drain_median_ns)} (median), "
             f"{duration(way.drain_p99_ns)} (p99), {duration(way.drain_max_ns)} (max)"
         )
     if way.messages:
-        out.print(
+        click.secho(
             f"    {way.messages} messages of {size(way.message_min)} to {size(way.message_max)}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import Any, Final
@@ -11,16 +10,22 @@ import click
 import numpy as np
 
 from vsockdump.cli.following import Follower
-from vsockdump.cli.tables import console, duration, endpoint, size
+from vsockdump.cli.tables import duration, endpoint, size, table
 from vsockdump.tracking.columns import NULL
-from vsockdump.tracking.report import Connection, objects
+from vsockdump.tracking.report import Connection, objects, records
 
-_STYLES: Final = {
-    "refused": "red",
-    "reset": "bold red",
-    "established": "green",
-    "connecting": "yellow",
-    "closed": "dim",
+_HEADER: Final = (
+    "CONN",
+    *("CLIENT", "SERVER", "TYPE", "STATE"),
+    *("DURATION", "BYTES >", "BYTES <", "PKTS >", "PKTS <", "MIN WIN", "STALLS"),
+)
+_STALLED: Final = {"fg": "red", "bold": True}
+_STYLES: Final[dict[str, dict[str, Any]]] = {
+    "refused": {"fg": "red"},
+    "reset": {"fg": "red", "bold": True},
+    "established": {"fg": "green"},
+    "connecting": {"fg": "yellow"},
+    "closed": {"dim": True},
 }
 _DIRECTIONS: Final = ("client_to_server", "server_to_client")
 
@@ -32,12 +37,12 @@ def show(given: dict[str, Any]) -> int:
     columns = follower.tracker.columns()
     rows = np.flatnonzero(follower.mask(columns["conn"]))
     rows = rows[_order(columns, rows, given["sort"])][: given["limit"]]
-    found = objects({name: column[rows] for name, column in columns.items()})
+    chosen = {name: column[rows] for name, column in columns.items()}
     if given["json_"]:
-        for connection in found:
-            sys.stdout.write(json.dumps(dataclasses.asdict(connection)) + "\n")
+        for record in records(chosen):
+            sys.stdout.write(json.dumps(record) + "\n")
     else:
-        _table(found)
+        _table(objects(chosen))
         left = follower.tracker.left
         if left:
             click.echo(f"{left} more left before the end to keep --max-connections", err=True)
@@ -69,30 +74,31 @@ def _order(columns: dict[str, Any], rows: Any, sort: str) -> Any:
 
 
 def _table(connections: list[Connection]) -> None:
-    from rich.table import Table
+    header, *lines = table(_HEADER, map(_cells, connections), left=4)
+    shown = [click.style(header, bold=True)]
+    for connection, line in zip(connections, lines, strict=True):
+        style = _STALLED if _stalls(connection) else _STYLES.get(connection.state)
+        shown.append(click.style(line, **style) if style else line)
+    click.echo("\n".join(shown))
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("CONN", justify="right")
-    for name in ("CLIENT", "SERVER", "TYPE", "STATE"):
-        table.add_column(name, no_wrap=True)
-    for name in ("DURATION", "BYTES >", "BYTES <", "PKTS >", "PKTS <", "MIN WIN", "STALLS"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for c in connections:
-        ways = (c.client_to_server, c.server_to_client)
-        windows = [w.min_effective_window for w in ways if w.min_effective_window is not None]
-        stalls = sum(way.stalls for way in ways)
-        stalled = duration(sum(way.stalled_ns for way in ways))
-        table.add_row(
-            f"{c.conn}{'~' if c.estimated else ''}",
-            endpoint(c.client),
-            endpoint(c.server),
-            c.type,
-            c.state,
-            duration(max(c.end_ns - c.start_ns, 0)),
-            *(size(way.bytes) for way in ways),
-            *(str(way.packets) for way in ways),
-            size(min(windows, default=None)),
-            f"{stalls} ({stalled})" if stalls else "0",
-            style="bold red" if stalls else _STYLES.get(c.state),
-        )
-    console().print(table)
+
+def _stalls(connection: Connection) -> int:
+    return connection.client_to_server.stalls + connection.server_to_client.stalls
+
+
+def _cells(c: Connection) -> tuple[str, ...]:
+    ways = (c.client_to_server, c.server_to_client)
+    windows = [w.min_effective_window for w in ways if w.min_effective_window is not None]
+    stalls, stalled = _stalls(c), sum(way.stalled_ns for way in ways)
+    return (
+        f"{c.conn}{'~' if c.estimated else ''}",
+        endpoint(c.client),
+        endpoint(c.server),
+        c.type,
+        c.state,
+        duration(max(c.end_ns - c.start_ns, 0)),
+        *(size(way.bytes) for way in ways),
+        *(str(way.packets) for way in ways),
+        size(min(windows, default=None)),
+        f"{stalls} ({duration(stalled)})" if stalls else "0",
+    )

@@ -13,7 +13,7 @@ import click
 from vsockdump.cli.dump import MICRO, PRECISIONS
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
-from vsockdump.cli.output import StandardOutput
+from vsockdump.cli.output import StandardOutput, unwanted_color
 from vsockdump.cli.road import Interrupt, travel
 from vsockdump.packets import PacketBatch
 from vsockdump.sinks.clock import Stamp
@@ -239,7 +239,8 @@ def _style(options: dict[str, Any], *, interface: bool) -> TextStyle:
         or PRECISIONS.get(options["precision"])
         or (None if options["file"] else MICRO),
         dump=wanted if wanted.hexadecimal or wanted.text else None,
-        color=color == "always" or (color == "auto" and sys.stdout.isatty()),
+        color=color == "always"
+        or (color == "auto" and sys.stdout.isatty() and not unwanted_color()),
     )
 
 

@@ -11,6 +11,11 @@ import select
 import sys
 
 
+def unwanted_color() -> bool:
+    """Whether the environment says that nobody wants colors: NO_COLOR is set, and not empty."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 class StandardOutput:
     """Where lines go."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Final
 
 import numpy as np
 
@@ -10,12 +12,9 @@ from vsockdump.sinks.clock import rfc3339
 from vsockdump.sinks.sheet import lines
 from vsockdump.wire import CID_NAMES
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_WIDE: Final = 10_000
-"""Columns of the page that tables are laid out on: more than any has, so that nothing is cut."""
+_GAP: Final = "  "
+"""Between two columns."""
 
 
 def size(count: int | None) -> str:
@@ -51,11 +50,13 @@ def endpoint(end: tuple[int, int]) -> str:
     return f"{CID_NAMES.get(cid, cid)}.{port}"
 
 
-def console() -> Console:
-    """Where tables go: standard output, colored only on a terminal.
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> list[str]:
+    """The header and the rows as lines, as wide as they have to be however narrow a terminal is.
 
-    A line is as wide as it has to be, however narrow the terminal is, as it is with packets.
+    The first column, a number, and those behind the next ``left`` ones are set to the right.
     """
-    from rich.console import Console
-
-    return Console(width=_WIDE, highlight=False, soft_wrap=False, emoji=False, markup=False)
+    columns = []
+    for place, column in enumerate(zip(header, *rows, strict=True)):
+        set_ = str.ljust if 1 <= place <= left else str.rjust
+        columns.append(map(set_, column, repeat(max(map(len, column)))))
+    return [_GAP.join(cells) for cells in zip(*columns, strict=True)]

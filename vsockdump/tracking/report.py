@@ -7,6 +7,7 @@ succeeded the connection.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -178,38 +179,43 @@ def record_array(table: dict[str, NDArray[Any]]) -> NDArray[Any]:
     return records
 
 
-def objects(table: dict[str, NDArray[Any]]) -> list[Connection]:
-    """The same columns as one object a connection."""
-    plain = {name: column.tolist() for name, column in table.items()}
+def records(table: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """The same columns as one record a connection, None where nothing is known: docs/json.md."""
     names = {kind.value: kind.name for kind in Type}
     labels = [state.label for state in State]
-    return [
-        Connection(
-            conn=plain["conn"][row],
-            type=names[plain["type"][row]],
-            client=(plain["client_cid"][row], plain["client_port"][row]),
-            server=(plain["server_cid"][row], plain["server_port"][row]),
-            opened=plain["opened"][row],
-            estimated=plain["estimated"][row],
-            state=labels[plain["state"][row]],
-            start_ns=plain["start_ns"][row],
-            end_ns=plain["end_ns"][row],
-            connect_ns=_known(plain["connect_ns"][row]),
-            limited_ns=plain["limited_ns"][row],
-            in_flight_ns=plain["in_flight_ns"][row],
-            idle_ns=plain["idle_ns"][row],
-            client_to_server=_direction(plain, DIRECTIONS[0], row),
-            server_to_client=_direction(plain, DIRECTIONS[1], row),
-        )
-        for row in range(len(plain["conn"]))
-    ]
+    made = {
+        "type": [names[value] for value in table["type"].tolist()],
+        "state": [labels[value] for value in table["state"].tolist()],
+        **{who: _rows(table, (f"{who}_cid", f"{who}_port")) for who in ("client", "server")},
+        **{
+            name: [
+                dict(zip(Direction.__slots__, values, strict=True))
+                for values in _rows(table, [f"{name}_{field}" for field in Direction.__slots__])
+            ]
+            for name in DIRECTIONS
+        },
+    }
+    fields = Connection.__slots__
+    every = [made[name] if name in made else _known(table[name]) for name in fields]
+    return [dict(zip(fields, values, strict=True)) for values in zip(*every, strict=True)]
 
 
-def _direction(plain: dict[str, list[Any]], name: str, row: int) -> Direction:
-    return Direction(
-        **{field: _known(plain[f"{name}_{field}"][row]) for field in Direction.__slots__}
-    )
+def objects(table: dict[str, NDArray[Any]]) -> list[Connection]:
+    """The same columns as one object a connection."""
+    found = records(table)
+    for record in found:
+        for name in DIRECTIONS:
+            record[name] = Direction(**record[name])
+    return [Connection(**record) for record in found]
 
 
-def _known(value: int) -> Any:
-    return None if value == NULL else value
+def _rows(table: dict[str, NDArray[Any]], names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(_known(table[name]) for name in names), strict=True)
+
+
+def _known(column: NDArray[Any]) -> list[Any]:
+    """The values of a column as plain ones, None for NULL."""
+    values: list[Any] = column.tolist()
+    if (column == NULL).any():
+        values = [None if value == NULL else value for value in values]
+    return values
