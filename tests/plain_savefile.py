@@ -20,6 +20,9 @@ Options = list[tuple[int, bytes]]
 
 SHB, IDB, PB, SPB, NRB, ISB, EPB = 0x0A0D0D0A, 1, 2, 3, 4, 5, 6
 COMMENT = 1
+TAKEN = (SHB, IDB, PB, SPB, ISB, EPB)
+"""Blocks of use only when all of them is there; a longer one of another kind is passed by."""
+LARGEST = 16 << 20
 PCAP_MAGICS = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
     b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -158,6 +161,8 @@ def _pcapng(data: bytes, plain: Plain) -> None:
             raise Bad(at, "a block is cut")
         kind, length = struct.unpack_from(order + "II", data, at)
         if length < 12 or length % 4:
+            raise Bad(at, f"a block of {length} bytes")
+        if length > LARGEST and kind in TAKEN:
             raise Bad(at, f"a block of {length} bytes")
         if at + length > len(data):
             raise Bad(at, "a block is cut")

@@ -146,6 +146,16 @@ def test_a_compressed_file_with_a_wrong_bit_gives_all_before_it(
         assert found.rows == most[: len(found.rows)]
 
 
+@pytest.mark.parametrize("more", [0, 4])
+def test_a_block_that_is_too_large_is_told_before_where_the_data_ends(more: int) -> None:
+    head = HEADS["pcapng"][0]
+    block = struct.pack("<II", plain_savefile.EPB, plain_savefile.LARGEST + more)
+    packed = gzip.compress(head + block + bytes(40))[:-1]
+    found = read_bytes(packed)
+    assert found == ended_by_damage(Unpacked(head + block + bytes(40), 0, whole=False))
+    assert found.damage == len(head) + (0 if more else len(block) + 40)
+
+
 def noise(count: int) -> list[bytes]:
     """Packets that compress badly, so that blocks of compressed data are as long as can be."""
     rng = random.Random(count)
