@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from vsockdump import __version__
+from vsockdump.cli import options
 from vsockdump.cli.command import CONTEXT, LINK_TYPE, DumpCommand, Number, once, section
 
 NANO: Final = 9
@@ -64,7 +65,7 @@ _other = section("Other")
     help="Read packets from FILE (pcap or pcapng, also compressed; '-': standard input).",
 )
 @_input("-D", "--list-interfaces", "list_", is_flag=True, help="List vsockmon devices and end.")
-@_live("--create", is_flag=True, help="Make the device if it is missing, and remove it afterwards.")
+@options.create(_live)
 @_live(
     "-s",
     "--snapshot-length",
@@ -74,14 +75,7 @@ _other = section("Other")
     metavar="BYTES",
     help="Keep so many bytes of each packet (0: all; 76 are both headers).",
 )
-@_live(
-    "-B",
-    "--buffer-size",
-    "buffer",
-    type=Number(),
-    metavar="KIB",
-    help="Size of the ring that the kernel fills.",
-)
+@options.ring(_live)
 @_live(
     "--immediate-mode",
     "immediate",
@@ -95,8 +89,8 @@ _other = section("Other")
     metavar="USER",
     help="Become this user once the device or file is open.",
 )
-@_what("-c", "limit", type=Number(), metavar="COUNT", help="End after so many packets.")
-@_what("-F", "filter_file", metavar="FILE", help="Read the filter from FILE.")
+@options.count(_what)
+@options.filter_file(_what)
 @_what(
     "-d",
     "program",
@@ -210,11 +204,11 @@ _other = section("Other")
     help="Show the version and end.",
 )
 @click.argument("expression", nargs=-1, metavar="[FILTER]")
-def dump(**options: Any) -> int:
+def dump(**given: Any) -> int:
     """Print, filter and save AF_VSOCK traffic, live or from a capture file.
 
     Options mean what tcpdump's mean. FILTER selects packets, as in: port 1024 and op rst.
     """
     from vsockdump.cli.dumping import Run
 
-    return Run(options).run()
+    return Run(given).run()

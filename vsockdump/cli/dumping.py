@@ -176,7 +176,7 @@ class Run:
         packets = 0
         try:
             for batch, tracked in travel(
-                source, interrupt, tracker=tracker, selects=selects, limit=options["limit"]
+                source, interrupt, tracker=tracker, selects=selects, limit=options["count"]
             ):
                 packets += len(batch)
                 if writer is not None:

@@ -1,4 +1,8 @@
-"""The options that ``conns``, ``credit`` and ``check`` share; ``following`` is what they do."""
+"""Options of more than one command.
+
+``shared`` are those that ``conns``, ``credit`` and ``check`` have alike; ``following`` is what they
+do. The others are spelled here for the tcpdump-like command too, which has them made by section.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,37 @@ from vsockdump.tracking.limits import MAX_CONNECTIONS, STALL_THRESHOLD_NS
 MS: Final = 1_000_000
 """Nanoseconds of a millisecond."""
 _F = TypeVar("_F", bound=Callable[..., Any])
+Maker = Callable[..., Callable[[Any], Any]]
+"""Makes an option, as click.option does."""
+
+
+def count(option: Maker = click.option) -> Callable[[Any], Any]:
+    """How many packets are enough."""
+    return option("-c", "count", type=Number(), metavar="COUNT", help="End after so many packets.")
+
+
+def filter_file(option: Maker = click.option) -> Callable[[Any], Any]:
+    """Where a filter is written down."""
+    return option("-F", "filter_file", metavar="FILE", help="Read the filter from FILE.")
+
+
+def ring(option: Maker = click.option) -> Callable[[Any], Any]:
+    """How large the ring of a device is."""
+    return option(
+        "-B",
+        "--buffer-size",
+        "buffer",
+        type=Number(),
+        metavar="KIB",
+        help="Size of the ring that the kernel fills.",
+    )
+
+
+def create(option: Maker = click.option) -> Callable[[Any], Any]:
+    """Whether a device may be made."""
+    return option(
+        "--create", is_flag=True, help="Make the device if it is missing, and remove it afterwards."
+    )
 
 
 def shared(command: _F) -> _F:
@@ -45,19 +80,10 @@ def shared(command: _F) -> _F:
             metavar="FILE",
             help="Read packets from FILE: the same as to name it first.",
         ),
-        click.option("-F", "filter_file", metavar="FILE", help="Read the filter from this file."),
-        click.option(
-            "-c", "count", type=Number(), metavar="COUNT", help="End after so many packets."
-        ),
-        click.option(
-            "-B",
-            "--buffer-size",
-            "buffer",
-            type=Number(),
-            metavar="KIB",
-            help="Size of the ring that the kernel fills.",
-        ),
-        click.option("--create", is_flag=True, help="Make the device if missing, remove it after."),
+        filter_file(),
+        count(),
+        ring(),
+        create(),
         click.option(
             "-i",
             "--interface",
