@@ -136,11 +136,13 @@ def test_figures_do_not_depend_on_the_size_of_the_pool(
 
 
 @pytest.mark.parametrize("spacious", [0, 1 << 40])
+@pytest.mark.parametrize("narrow", [0, 32])
 def test_figures_do_not_depend_on_how_latencies_are_counted(
-    spacious: int, monkeypatch: pytest.MonkeyPatch
+    spacious: int, narrow: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traffic = strategies.seeded(0, 3000, wild=False)
     expected = told_of(traffic)
+    monkeypatch.setattr(pending, "_NARROW", narrow)
     monkeypatch.setattr(pending, "_SPACIOUS", spacious)
     monkeypatch.setattr(pending, "_SAMPLES", 20)
     assert told_of(traffic) == expected

@@ -16,9 +16,10 @@ within 4 % and memory does not grow with traffic.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsockdump.frames import Ints
 from vsockdump.tracking.assign import Rows
@@ -41,11 +42,15 @@ _AXIS_BITS: Final = 62
 """Offsets of all of a batch's lanes share one ascending axis, in equal parts: 2^44 bytes each,
 were they 200,000. Only lies reach further back, and stay at the beginning of their part.
 """
-_SPACIOUS: Final = 2
+_SPACIOUS: Final = 4
 """Counters that may be had for each number that is counted."""
+_NARROW: Final = 32
+"""Bits of the numbers for a way and a bucket, as long as they are enough."""
 _FIRST_SIZE: Final = 4096
 _ENDED: Final = -1
 
+Keys = NDArray[Any]
+"""Ways and buckets in one number, of 32 bits or 64."""
 Outstanding = Callable[[], tuple[Ints, Ints]]
 """Makes the outstanding packets of both directions after each row, (n,)."""
 
@@ -78,11 +83,11 @@ class Quantiles(NamedTuple):
     most: Ints
 
 
-def _tally(counted: Ints, counts: Ints, samples: Ints) -> tuple[Ints, Ints]:
+def _tally(counted: Keys, counts: Ints, samples: Keys) -> tuple[Keys, Ints]:
     """Count ``samples`` beside what is counted: all distinct keys, ascending, and their counts.
 
-    A key is a way and a bucket in one number. Where few ways and buckets are possible each gets a
-    counter of its own, which is much cheaper than to sort.
+    Where few ways and buckets are possible each gets a counter of its own, which is much cheaper
+    than to sort.
     """
     both = [keys for keys in (counted, samples) if keys.size]
     first = min(int(keys.min()) for keys in both) >> _BUCKET_BITS
@@ -99,7 +104,7 @@ def _tally(counted: Ints, counts: Ints, samples: Ints) -> tuple[Ints, Ints]:
         weights = np.concatenate([counts, np.ones(samples.size, np.int64)])
         return keys[begins], np.add.reduceat(weights[order], begins)
 
-    def place(keys: Ints) -> Ints:
+    def place(keys: Keys) -> Keys:
         at = keys >> _BUCKET_BITS
         at -= first
         at <<= bits
@@ -115,7 +120,7 @@ def _tally(counted: Ints, counts: Ints, samples: Ints) -> tuple[Ints, Ints]:
     keys <<= _BUCKET_BITS
     keys += filled & (1 << bits) - 1
     keys += lowest
-    return keys, sums[filled]
+    return keys.astype(samples.dtype), sums[filled]
 
 
 def _blocks(begins: Ints, counts: Ints) -> Ints:
@@ -144,11 +149,13 @@ class Pending:
         """How much of the pool was written."""
         self._waiting = [0, 0]
         """How many packets of clients and of servers the pool has."""
-        self._samples: list[Ints] = []
+        self._samples: list[Keys] = []
         self._collected = 0
-        self._counted = np.zeros(0, np.int64)
-        """Way and bucket in one number, ascending; and how often each came."""
+        self._counted: Keys = np.zeros(0, np.uint32)
+        """Ascending; and how often each came."""
         self._counts = np.zeros(0, np.int64)
+        self._narrow = True
+        """Whether _NARROW bits hold a way and a bucket."""
 
     def feed(self, rows: Rows, accounts: tuple[Account, Account]) -> Outstanding:
         """Follow what is sent and read; collects drain latencies."""
@@ -238,6 +245,7 @@ class Pending:
         if more > 0:
             self._begin = np.append(self._begin, np.zeros(more, np.int64))
             self._count = np.append(self._count, np.zeros(more, np.int64))
+            self._narrow = ways << _BUCKET_BITS < 1 << _NARROW
 
     def _keep(self, ways: Ints, counts: Ints, end: Ints, time_ns: Ints) -> None:
         """Write at the pool's end what waits of these ways: so many of each, way by way."""
@@ -307,13 +315,15 @@ class Pending:
         side = self._store.side
         np.minimum.at(side["drain_min"].reshape(-1), way, waited)
         np.maximum.at(side["drain_max"].reshape(-1), way, waited)
-        self._samples.append(way << _BUCKET_BITS | bucket(waited))
+        keys = way << _BUCKET_BITS
+        keys |= bucket(waited)
+        self._samples.append(keys.astype(np.uint32) if self._narrow else keys)
         self._collected += waited.size
 
     def count(self) -> None:
         """Count what was collected, when it is much: between batches, when memory is free."""
-        # Half as many as are counted already, or merging with those would cost too much.
-        if self._collected >= max(_SAMPLES, self._counted.size // 2):
+        # As many as are counted already, or merging with those would cost too much.
+        if self._collected >= max(_SAMPLES, self._counted.size):
             self._fold()
 
     def _fold(self) -> None:
@@ -331,7 +341,7 @@ class Pending:
             counted, counts = counted[~over], counts[~over]
         self._counted, self._counts = counted, counts
 
-    def _settle(self, ways: Ints, counted: Ints, counts: Ints) -> None:
+    def _settle(self, ways: Keys, counted: Keys, counts: Ints) -> None:
         """Put into the store how many latencies these ways have in all, and their quantiles."""
         side = self._store.side
         begins = np.searchsorted(counted, ways << _BUCKET_BITS)
@@ -343,7 +353,7 @@ class Pending:
         for name, share in (("drain_median", 0.5), ("drain_p99", 0.99)):
             rank = np.ceil(number * share).astype(np.int64)
             at = np.searchsorted(total, total[begins] + rank, "left") - 1
-            value = middle(counted[at] & _BUCKETS - 1)
+            value = middle((counted[at] & _BUCKETS - 1).astype(np.int64))
             side[name].reshape(-1)[ways] = np.clip(value, least, most)
 
     def quantiles(self, slots: Ints, sender: int) -> Quantiles:
