@@ -44,7 +44,7 @@ def test_an_entry_says_what_was_stored_or_nothing(
 ) -> None:
     """What is stored depends on nothing but the address, as with a table, until it is cleared."""
     seen = AddressCache()
-    homes: dict[Address, int] = {}
+    numbers: dict[Address, int] = {}
     stored: list[Address] = []
     for drawn in rounds:
         everything = [*stored, *map(turned, stored), *drawn, FULL]
@@ -53,17 +53,17 @@ def test_an_entry_says_what_was_stored_or_nothing(
             if entry != EMPTY:
                 key = min(address, turned(address))
                 said = np.array([entry])
-                assert key in homes
-                assert int(cache.home(said)[0]) == homes[key]
+                assert key in numbers
+                assert int(cache.key(said)[0]) == numbers[key]
                 assert bool(cache.low(said)[0]) == (address == key)
         # The tracker follows nothing of these kinds.
         fresh = [a for a in drawn if a != turned(a) and a[4] != FULL[4]]
         if fresh:
             keys = [min(a, turned(a)) for a in fresh]
-            mine = np.array([homes.setdefault(key, len(homes)) for key in keys])
+            mine = np.array([numbers.setdefault(key, len(numbers)) for key in keys])
             low = np.array([a == key for a, key in zip(fresh, keys, strict=True)])
             entries = seen.store(records(fresh), mine, low)
-            assert cache.home(entries).tolist() == mine.tolist()
+            assert cache.key(entries).tolist() == mine.tolist()
             assert cache.low(entries).tolist() == low.tolist()
             stored += fresh
         if data.draw(st.booleans()):
@@ -76,13 +76,13 @@ def test_an_answer_is_known_before_it_comes() -> None:
     there = records([(3, 2, 1024, 5, 1)])
     seen.store(there, np.array([7]), np.array([True]))
     back = seen.find(records([(2, 3, 5, 1024, 1)]))
-    assert (cache.home(back).tolist(), cache.low(back).tolist()) == ([7], [False])
+    assert (cache.key(back).tolist(), cache.low(back).tolist()) == ([7], [False])
 
 
 def test_nearly_all_that_was_stored_is_found_again() -> None:
     seen, headers = AddressCache(), records(counted(20_000))
     numbers = np.arange(20_000)
-    # Growing forgets what was there; who comes again is stored again.
+    # Who is driven out and comes again is stored again.
     for part in np.array_split(np.tile(numbers, 5), 50):
         missing = part[seen.find(headers[part]) == EMPTY]
         if missing.size:
@@ -90,7 +90,7 @@ def test_nearly_all_that_was_stored_is_found_again() -> None:
     found = seen.find(headers)
     there = found != EMPTY
     assert there.mean() > 0.98
-    assert (cache.home(found[there]) == numbers[there]).all()
+    assert (cache.key(found[there]) == numbers[there]).all()
 
 
 def test_a_flood_of_addresses_costs_bounded_memory() -> None:

@@ -59,7 +59,7 @@ def test_slots_are_blank_when_they_are_taken_again() -> None:
     for columns, layout in ((store.conn, CONNECTION), (store.side, SIDE)):
         for name in layout:
             columns[name][taken] = 1
-    store.conn["owed"][taken] = store.conn["home"][taken] = EMPTY
+    store.conn["owed"][taken] = store.conn["key"][taken] = EMPTY
     assert sorted(store.evict().tolist()) == sorted(taken.tolist())
     assert (len(store), store.left) == (0, 3)
     everything = store.take(store._live.size)
@@ -100,10 +100,10 @@ def test_evicted_keys_are_unknown_and_the_others_stay() -> None:
     store.insert(keys, hashes, slots)
     store.conn["number"][slots] = store.conn["last_number"][slots] = (1, 2, 3)
     assert store.evict().tolist() == [slots[0]]
-    homes, _ = store.table.find(keys)
-    assert homes[0] == EMPTY
-    assert store.table.slots(homes[1:]).tolist() == slots[1:].tolist()
-    assert store.conn["home"][slots[1:]].tolist() == homes[1:].tolist()
+    numbers, _ = store.table.find(keys)
+    assert numbers[0] == EMPTY
+    assert store.table.slots(numbers[1:]).tolist() == slots[1:].tolist()
+    assert store.conn["key"][slots[1:]].tolist() == numbers[1:].tolist()
 
 
 # Who leaves.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vsockdump.tracking.table import EMPTY, KEY_WORDS, Keys, KeyTable
+from vsockdump.tracking.table import _FIRST_PLACES, _SPARSE, EMPTY, KEY_WORDS, Keys, KeyTable
 
 Hash = Callable[[KeyTable, Keys], NDArray[np.uint64]]
 Key = tuple[int, ...]
@@ -39,7 +39,7 @@ class Model:
     def __init__(self) -> None:
         self.table = KeyTable()
         self.slots: dict[Key, int] = {}
-        self.homes: dict[Key, int] = {}
+        self.numbers: dict[Key, int] = {}
         self.taken = 0
 
     def fresh(self, count: int) -> NDArray[np.int64]:
@@ -49,23 +49,21 @@ class Model:
 
     def insert(self, some: list[Key]) -> None:
         fresh = [key for key in some if key not in self.slots]
-        if self.table.crowded(len(fresh)):
-            self.moved(*self.table.grow(len(fresh)))
         slots = self.fresh(len(fresh))
         _, hashes = self.table.find(array(fresh))
-        homes = self.table.insert(array(fresh), hashes, slots)
-        for key, slot, home in zip(fresh, slots.tolist(), homes.tolist(), strict=True):
-            self.slots[key], self.homes[key] = slot, home
+        numbers = self.table.insert(array(fresh), hashes, slots)
+        for key, slot, number in zip(fresh, slots.tolist(), numbers.tolist(), strict=True):
+            self.slots[key], self.numbers[key] = slot, number
 
-    def moved(self, slots: NDArray[Any], homes: NDArray[Any]) -> None:
-        where = dict(zip(slots.tolist(), homes.tolist(), strict=True))
+    def moved(self, slots: NDArray[Any], numbers: NDArray[Any]) -> None:
+        where = dict(zip(slots.tolist(), numbers.tolist(), strict=True))
         assert where.keys() == set(self.slots.values())
-        self.homes = {key: where[slot] for key, slot in self.slots.items()}
+        self.numbers = {key: where[slot] for key, slot in self.slots.items()}
 
     def assign(self, some: list[Key]) -> None:
         known = [key for key in some if key in self.slots]
         slots = self.fresh(len(known))
-        self.table.assign(np.array([self.homes[key] for key in known], np.int64), slots)
+        self.table.assign(np.array([self.numbers[key] for key in known], np.int64), slots)
         self.slots.update(zip(known, slots.tolist(), strict=True))
 
     def keep(self, some: list[Key]) -> None:
@@ -75,9 +73,9 @@ class Model:
         self.moved(*self.table.rebuild(kept))
 
     def check(self, some: list[Key]) -> None:
-        homes, _ = self.table.find(array(some))
-        assert homes.tolist() == [self.homes.get(key, EMPTY) for key in some]
-        known = homes[homes != EMPTY]
+        numbers, _ = self.table.find(array(some))
+        assert numbers.tolist() == [self.numbers.get(key, EMPTY) for key in some]
+        known = numbers[numbers != EMPTY]
         expected = [self.slots[key] for key in some if key in self.slots]
         assert self.table.slots(known).tolist() == expected
 
@@ -106,17 +104,28 @@ def test_it_grows_with_its_keys_and_finds_them_all(
 ) -> None:
     monkeypatch.setattr(KeyTable, "_hash", HASHES[name])
     model = Model()
-    first = 0
-    while not model.table.crowded(first):
-        first += 1
     # Colliding keys take time by their square.
-    count = first * 20 if name == "real" else first + 1
+    count = 8000 if name == "real" else 500
     every = [(number, number // 7, 1 << 63, 1) for number in range(count)]
-    for begin in range(0, count, first - 1):
-        model.insert(every[begin : begin + first - 1])
+    sizes = set()
+    for begin in range(0, count, 100):
+        model.insert(every[begin : begin + 100])
+        model.check(every[:: count // 100])
+        sizes.add(model.table._numbers.size)
+    assert len(sizes) > 1
     model.check(every)
     model.keep(every[::3])
     model.check(every)
+
+
+@pytest.mark.parametrize("many", [1, 1000, 100_000])
+def test_it_is_never_crowded_nor_much_larger_than_needed(many: int) -> None:
+    table = KeyTable()
+    every = np.zeros((many, KEY_WORDS), np.uint64)
+    every[:, 1] = np.arange(many)
+    _, hashes = table.find(every)
+    table.insert(every, hashes, np.arange(many))
+    assert _SPARSE * many <= table._numbers.size <= max(2 * _SPARSE * many, _FIRST_PLACES)
 
 
 def test_a_key_asked_for_twice_in_one_batch_is_found_twice() -> None:
@@ -129,14 +138,3 @@ def test_two_tables_hash_differently() -> None:
     # Otherwise a guest could choose ports that collide.
     some = array([(1, 2, 3, 4)])
     assert len({int(KeyTable().find(some)[1][0]) for _ in range(4)}) > 1
-
-
-def test_inserting_into_a_crowded_table_is_refused() -> None:
-    table = KeyTable()
-    count = 1
-    while not table.crowded(count):
-        count += 1
-    every = array([(number, 0, 0, 0) for number in range(count)])
-    _, hashes = table.find(every)
-    with pytest.raises(AssertionError, match="grow"):
-        table.insert(every, hashes, np.arange(count))

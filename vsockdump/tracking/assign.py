@@ -114,7 +114,7 @@ class Assigner:
             entries = entries[row]
         if not entries.size:
             return None
-        slot = self._store.table.slots(cache.home(entries))
+        slot = self._store.table.slots(cache.key(entries))
         order = argsort(slot)
         low = cache.low(entries)[order]
         return self._generations(batch, order if row is None else row[order], slot[order], low)
@@ -130,30 +130,27 @@ class Assigner:
             row, keys, low, headers = row[~alone], keys[~alone], low[~alone], headers[~alone]
         if not row.size:
             return
-        if self._store.reserve(len(keys)):
-            # Homes have changed, and so have all entries: look everything up.
-            found = np.flatnonzero(entries != EMPTY)
-            entries[:] = EMPTY
-            self._look_up(batch, entries, np.sort(np.concatenate([found, row])))
-            return
-        homes = self._homes(batch, keys, row)
-        entries[row] = self._store.cache.store(headers, homes, low)
+        numbers = self._numbers(batch, keys, row)
+        entries[row] = self._store.cache.store(headers, numbers, low)
 
-    def _homes(self, batch: PacketBatch, keys: Keys, row: Ints) -> Ints:
-        """The home of each key; new keys get a blank slot (its number is 0). Room is reserved."""
+    def _numbers(self, batch: PacketBatch, keys: Keys, row: Ints) -> Ints:
+        """The number of each key; new keys get one, and a blank slot (its number is 0)."""
         store = self._store
-        homes, hashes = store.table.find(keys)
-        unknown = np.flatnonzero(homes == EMPTY)
-        while unknown.size:
-            _, first = np.unique(hashes[unknown], return_index=True)
-            chosen = unknown[np.sort(first)]
-            slots = store.take(chosen.size)
-            store.insert(keys[chosen], hashes[chosen], slots)
-            store.conn["interface"][slots] = batch.frames.interface[row[chosen]]
-            # Two keys may share a hash, and only one of them is known now: look again.
-            homes[unknown], _ = store.table.find(keys[unknown])
-            unknown = np.flatnonzero(homes == EMPTY)
-        return homes
+        numbers, hashes = store.table.find(keys)
+        unknown = np.flatnonzero(numbers == EMPTY)
+        if not unknown.size:
+            return numbers
+        # Each one's first row; those that share a drawer with another key are looked at again.
+        first, left = np.empty_like(numbers), unknown
+        while left.size:
+            first[left] = left[_first_alike(hashes[left])]
+            left = left[(keys[left] != keys[first[left]]).any(axis=1)]
+        chosen = unknown[first[unknown] == unknown]
+        slots = store.take(chosen.size)
+        numbers[chosen] = store.insert(keys[chosen], hashes[chosen], slots)
+        store.conn["interface"][slots] = batch.frames.interface[row[chosen]]
+        numbers[unknown] = numbers[first[unknown]]
+        return numbers
 
     def _generations(self, batch: PacketBatch, row: Ints, slot: Ints, low: Bools) -> Rows:
         store = self._store
@@ -244,10 +241,10 @@ class Assigner:
         store.conn["until_ns"][previous[opening]] = time_ns[runs.begins[opening]]
         # The last generation of each key is the one it maps to from now on.
         changed = opening & np.append(~same[1:], True)
-        homes = store.conn["home"][latest[changed]]
-        store.conn["home"][latest[changed]] = EMPTY
-        store.conn["home"][slots[changed]] = homes
-        store.table.assign(homes, slots[changed])
+        numbers = store.conn["key"][latest[changed]]
+        store.conn["key"][latest[changed]] = EMPTY
+        store.conn["key"][slots[changed]] = numbers
+        store.table.assign(numbers, slots[changed])
         return slots[runs.run], runs, previous
 
     def _describe(
@@ -338,6 +335,16 @@ class Assigner:
                 late[int(first[place])] = owner
                 taken.add(place)
         return late
+
+
+def _first_alike(hashes: NDArray[np.uint64]) -> Ints:
+    """For every value the place of the first one that is like it, or is in its drawer."""
+    bits = (2 * hashes.size).bit_length()
+    drawers = (hashes >> np.uint64(64 - bits)).view(np.int64)
+    first = np.empty(1 << bits, np.int64)
+    # Of those in one drawer the last one written stays.
+    first[drawers[::-1]] = np.arange(hashes.size)[::-1]
+    return first[drawers]
 
 
 def _ends(headers: NDArray[Any]) -> NDArray[np.void]:

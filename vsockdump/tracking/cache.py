@@ -23,9 +23,9 @@ _WORDS: Final = 3
 """An address is three words of a header record: both CIDs, both ports."""
 _TYPE: Final = np.int64(0xFFFF)
 _LOW: Final = np.int64(0x10000)
-_HOME_SHIFT: Final = np.int64(17)
-"""An entry is its type, whether its sender is the lower one, and above these bits the home."""
-_FIRST_SIZE: Final = 1 << 12
+_KEY_SHIFT: Final = np.int64(17)
+"""An entry is its type, whether its sender is the lower one, and above these bits the key."""
+_FIRST_SIZE: Final = 1 << 14
 _LARGEST: Final = 1 << 19
 _SPARSE: Final = 4
 """How many times as large as what it holds the cache is."""
@@ -38,7 +38,7 @@ _ENTRY: Final = np.dtype("V32")
 
 
 class AddressCache:
-    """Maps addresses and type of packets to homes in the key table, and who is the lower one."""
+    """Maps addresses and type of packets to numbers in the key table, and who is the lower one."""
 
     def __init__(self) -> None:
         self._factors = [np.uint64(int.from_bytes(os.urandom(8)) | 1) for _ in range(_WORDS)]
@@ -53,24 +53,29 @@ class AddressCache:
         self._entries = np.full((size, _WORDS + 1), _NOTHING)
 
     def clear(self) -> None:
-        """Forget everything: the homes have changed."""
+        """Forget everything: the keys have other numbers now."""
         self._resize(len(self._entries))
 
-    def _places(self, words: NDArray[np.uint64], which: int) -> Ints:
+    def _mix(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """A hash of each address, whose upper bits say where it may be."""
         mixed = words[:, 0] * self._factors[0]
         for place in range(1, _WORDS):
             mixed += words[:, place] * self._factors[place]
-        mixed >>= self._shifts[which]
-        mixed &= self._mask
-        return mixed.view(np.int64)
+        return mixed
+
+    def _places(self, mixed: NDArray[np.uint64], which: int) -> Ints:
+        places = mixed >> self._shifts[which]
+        if which:
+            places &= self._mask
+        return places.view(np.int64)
 
     def _opaque(self) -> NDArray[np.void]:
         """The entries as values without an inside, which numpy copies several times faster."""
         return self._entries.view(_ENTRY)[:, 0]
 
-    def _look(self, words: NDArray[np.uint64], types: NDArray[Any], which: int) -> Ints:
-        """What is said of each row at its first or second place; EMPTY where it is another's."""
-        there = self._opaque().take(self._places(words, which))
+    def _look(self, words: NDArray[np.uint64], types: NDArray[Any], places: Ints) -> Ints:
+        """What is said of each row at these places; EMPTY where that is another's."""
+        there = self._opaque().take(places)
         entries = there.view(np.uint64).reshape(len(words), _WORDS + 1)
         value: Ints = entries[:, _WORDS].view(np.int64)
         right = value & _TYPE == types
@@ -81,25 +86,27 @@ class AddressCache:
         return np.where(right, value, EMPTY)
 
     def find(self, headers: NDArray[Any]) -> Ints:
-        """An entry for each header record, EMPTY where there is none; see ``home`` and ``low``."""
+        """An entry for each header record, EMPTY where there is none; see ``key`` and ``low``."""
         words = _words(headers)
         types = headers["type"]
-        found = self._look(words, types, 0)
+        mixed = self._mix(words)
+        found = self._look(words, types, self._places(mixed, 0))
         for which in range(1, _PLACES if self._stored else 1):
             others = np.flatnonzero(found == EMPTY)
             if not others.size:
                 break
-            found[others] = self._look(words[others], types[others], which)
+            places = self._places(mixed[others], which)
+            found[others] = self._look(words[others], types[others], places)
         return found
 
-    def store(self, headers: NDArray[Any], homes: Ints, low: Bools) -> Ints:
+    def store(self, headers: NDArray[Any], keys: Ints, low: Bools) -> Ints:
         """Enter what the table said of these headers, and of answers to them; their entries."""
-        values = homes << _HOME_SHIFT | low * _LOW | headers["type"].astype(np.int64)
+        values = keys << _KEY_SHIFT | low * _LOW | headers["type"].astype(np.int64)
         # Of packets with the same address one is enough.
         rows = np.arange(values.size)
-        shown = np.empty(2 * (int(homes.max()) + 1), np.int64)
-        shown[2 * homes + low] = rows
-        rows = np.flatnonzero(shown[2 * homes + low] == rows)
+        shown = np.empty(2 * (int(keys.max()) + 1), np.int64)
+        shown[2 * keys + low] = rows
+        rows = np.flatnonzero(shown[2 * keys + low] == rows)
         self._reserve(2 * rows.size)
         entries = np.empty((2, rows.size, _WORDS + 1), np.uint64)
         there, back = entries
@@ -111,28 +118,32 @@ class AddressCache:
         return values
 
     def _put(self, entries: NDArray[np.uint64]) -> None:
+        mixed = self._mix(entries)
         for which in range(_PLACES):
-            place = self._places(entries, which)
+            place = self._places(mixed, which)
             free = self._entries[place, _WORDS] == _NOTHING
             mine = np.flatnonzero(free) if which < _PLACES - 1 else np.arange(len(entries))
             self._opaque()[place[mine]] = entries[mine].view(_ENTRY)[:, 0]
             self._stored += int(free.sum())
-            entries = entries[self._entries[place, _WORDS] != entries[:, _WORDS]]
-            if not len(entries):
+            lost = np.flatnonzero(self._entries[place, _WORDS] != entries[:, _WORDS])
+            if not lost.size:
                 return
+            entries, mixed = entries[lost], mixed[lost]
 
     def _reserve(self, more: int) -> None:
-        """Begin anew with a larger cache when this one would be crowded."""
+        """Move to a larger cache when this one would be crowded."""
         size, needed = len(self._entries), _SPARSE * (self._stored + more)
         if needed > size < _LARGEST:
             while needed > size < _LARGEST:
                 size *= 2
+            known = self._entries[self._entries[:, _WORDS] != _NOTHING]
             self._resize(size)
+            self._put(known)
 
 
-def home(entries: Ints) -> Ints:
-    """The home in the key table of each entry."""
-    return entries >> _HOME_SHIFT
+def key(entries: Ints) -> Ints:
+    """The number in the key table of each entry."""
+    return entries >> _KEY_SHIFT
 
 
 def low(entries: Ints) -> Bools:

@@ -49,7 +49,7 @@ CONNECTION: Final = {
     "until_ns": ("i8", NO_TIME),
     "connect_ns": ("i8", NULL),
     "owed": ("i8", EMPTY),
-    "home": ("i8", EMPTY),
+    "key": ("i8", EMPTY),
     "flows_ns": ("3i8", 0),
 }
 """Columns of a connection with their types and what they begin with.
@@ -57,8 +57,8 @@ CONNECTION: Final = {
 ``client_low``: the client is the key's lower endpoint; ``spoken``: somebody said more than the
 REQUEST; ``last_number`` (to a batch) and ``last_ns``: its last packet, or the RST that ended it;
 ``until_ns``: when a REQUEST succeeded it; ``owed``: slot of the previous generation that an RST is
-still due to; ``home``: place in the key table, EMPTY unless this is its key's latest generation;
-``flow``: a Flow; ``flows_ns``: the time spent in each Flow.
+still due to; ``key``: its key's number in the table, EMPTY unless it is the latest generation of
+that; ``flow``: a Flow; ``flows_ns``: the time spent in each Flow.
 """
 
 SIDE: Final = {
@@ -198,18 +198,10 @@ class Store:
         self._live[slots] = True
         return slots
 
-    def reserve(self, more: int) -> bool:
-        """Make room for so many keys in the table; whether homes have changed for it."""
-        if not self.table.crowded(more):
-            return False
-        moved, homes = self.table.grow(more)
-        self.conn["home"][moved] = homes
-        self.cache.clear()
-        return True
-
-    def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> None:
-        """Enter distinct new keys into the table; room is reserved."""
-        self.conn["home"][slots] = self.table.insert(keys, hashes, slots)
+    def insert(self, keys: Keys, hashes: NDArray[np.uint64], slots: Ints) -> Ints:
+        """Enter distinct new keys into the table; returns their numbers."""
+        numbers = self.conn["key"][slots] = self.table.insert(keys, hashes, slots)
+        return numbers
 
     def evict(self) -> Ints:
         """Keep the limit: the slots that were given up, which may be taken again."""
@@ -228,8 +220,8 @@ class Store:
         owed = self.conn["owed"]
         orphans = used[(owed[used] != EMPTY) & ~self._live[owed[used]]]
         self.conn["owed"][orphans] = EMPTY
-        kept, homes = self.table.rebuild(self._live)
-        self.conn["home"][kept] = homes
+        kept, numbers = self.table.rebuild(self._live)
+        self.conn["key"][kept] = numbers
         self.cache.clear()
         return gone
 
