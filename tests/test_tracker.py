@@ -26,6 +26,7 @@ from vsockdump.packets import PacketBatch
 from vsockdump.tracking.columns import COLUMNS, NULL, TrackedBatch
 from vsockdump.tracking.report import DIRECTIONS, FASTEST, Connection
 from vsockdump.tracking.states import State
+from vsockdump.tracking.table import KeyTable
 from vsockdump.tracking.tracker import Tracker
 from vsockdump.wire import MON_FIELDS, VIRTIO_FIELDS, Type
 
@@ -214,6 +215,11 @@ def test_agrees_on_long_traffic(seed: int, wild: bool) -> None:
 @pytest.mark.parametrize("name", captures.names())
 def test_agrees_on_every_bundled_capture(name: str) -> None:
     track(captured(name))
+
+
+def test_agrees_where_all_keys_share_a_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeyTable, "_hash", lambda _, keys: np.full(len(keys), 1, np.uint64))
+    track(captured("many-connections-6.12.pcapng"))
 
 
 MOST_SINGLY = 150
