@@ -57,6 +57,7 @@ class Follower:
             buffer=given["buffer"],
             create=given["create"],
             in_kernel=False,
+            large=True,
         )
         self._limit = given["count"]
         self.tracker = Tracker(

@@ -43,6 +43,8 @@ class Inputs:
     create: bool = False
     in_kernel: bool = True
     """Whether a filter on a device may run in the kernel, where it hides packets from tracking."""
+    large: bool = False
+    """Whether large batches of a file's packets are wanted: they cost less, and more memory."""
 
     def __post_init__(self) -> None:
         if self.file is not None and self.interfaces:
@@ -118,9 +120,9 @@ def opened(inputs: Inputs) -> Iterator[Opened]:
     """Open what the options name; closed again at the end of the block."""
     selects = inputs.selects()
     if inputs.file is not None:
-        from vsockdump.sources.savefile import Savefile
+        from vsockdump.sources.savefile import CHUNK, LARGE_CHUNK, Savefile
 
-        source: Source = Savefile(inputs.file)
+        source: Source = Savefile(inputs.file, chunk=LARGE_CHUNK if inputs.large else CHUNK)
         try:
             yield Opened(source, selects, True)
         finally:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 1 << 21
 """Bytes read at a time: some 14,000 small packets, so that a batch outweighs its fixed cost."""
+LARGE_CHUNK: Final = 1 << 22
+"""The same for who does so much with a batch that its fixed cost is higher."""
 WINDOW: Final = 1 << 23
 """Bytes of a mapped file looked at at a time."""
 _LEAST: Final = 64
