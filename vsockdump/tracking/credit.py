@@ -149,12 +149,14 @@ def live(rows: Rows, store: Store) -> Life:
         shut |= carried_shut[runs.run]
     shuts = np.flatnonzero(rows.are(Op.SHUTDOWN) & active)
     if shuts.size:
-        bits = np.zeros(rst.size, np.uint8)
-        bits[shuts] = shut_bits(rows.op[shuts], rows.flags[shuts], rows.server[shuts])
-        for bit in (1, 2):
-            shut |= runs.since(bits & bit != 0).view(np.uint8) * np.uint8(bit)
+        bits = shut_bits(rows.op[shuts], rows.flags[shuts], rows.server[shuts])
+        # Most often all of them shut the same.
+        for bit in np.unique(bits[bits != 0]).tolist():
+            behind = np.zeros(rst.size, np.bool_)
+            behind[shuts[bits == bit]] = True
+            shut |= runs.since(behind).view(np.uint8) * np.uint8(bit)
     if not spoken.all():
-        spoken = spoken | runs.since(_speaks_up(rows, active))[runs.lasts]
+        spoken = spoken | runs.any(_speaks_up(rows, active))
     last = runs.lasts
     number = rows.batch.frames.number[rows.row[last]]
     conn["last_number"][slots] = np.where(over, conn["last_number"][slots], number)

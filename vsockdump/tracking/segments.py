@@ -47,9 +47,11 @@ class Runs:
     def of(cls, starts: Bools) -> Runs:
         """Runs that begin where ``starts`` is set; it is set at row 0."""
         begins = np.flatnonzero(starts)
-        run = np.cumsum(starts) - 1
-        lasts = np.append(begins[1:], run.size) - 1
-        return cls(begins=begins, run=run, first=begins[run], lasts=lasts)
+        run = np.cumsum(starts, dtype=np.int64)
+        run -= 1
+        lasts = np.append(begins[1:], run.size)
+        lasts -= 1
+        return cls(begins=begins, run=run, first=begins.take(run), lasts=lasts)
 
     def __len__(self) -> int:
         return self.begins.size
@@ -65,6 +67,12 @@ class Runs:
         """For every row the last row of its run up to it where ``mask`` is set; -1 if none."""
         rows = np.maximum.accumulate(np.where(mask, np.arange(mask.size), -1))
         return np.where(rows >= self.first, rows, -1)
+
+    def any(self, mask: Bools) -> Bools:
+        """Whether ``mask`` is set anywhere in each run, shape (r,)."""
+        found = np.zeros(len(self), np.bool_)
+        found[self.run[mask]] = True
+        return found
 
     def since(self, mask: Bools) -> Bools:
         """The rows at or behind the first one of their run where ``mask`` is set."""
@@ -82,9 +90,9 @@ class Runs:
 
         Below ``first`` it belongs to another run, or there is none.
         """
-        rows = np.arange(which.size)
-        rows[1:] *= which[1:] != which[:-1]
-        return np.maximum.accumulate(rows) - 1
+        turns = np.flatnonzero(which[1:] != which[:-1])
+        last = np.append(-1, turns)
+        return np.repeat(last, np.append(turns, which.size - 1) - last)
 
     def earliest(self, mask: Bools) -> Ints:
         """For every run its first row where ``mask`` is set; -1 if none. Shape (r,)."""

@@ -45,11 +45,17 @@ def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> Non
         way = 2 * rows.slot.take(at) + sender
         in_flight = account.in_flight.take(at)
         np.maximum.at(side["max_in_flight"].reshape(-1), way, in_flight)
-        for name, buffer in (("min_window", account.buf_alloc), ("min_effective", account.least)):
-            least = buffer.take(at)
-            room = np.maximum(least - in_flight, 0)
-            room[least == NULL] = NULL
-            np.minimum.at(_unsigned(side[name]), way, _unsigned(room))
+        room = _room(account.buf_alloc.take(at), in_flight)
+        np.minimum.at(_unsigned(side["min_window"]), way, _unsigned(room))
+        if (account.least != account.buf_alloc).any():
+            room = _room(account.least.take(at), in_flight)
+        np.minimum.at(_unsigned(side["min_effective"]), way, _unsigned(room))
+
+
+def _room(buffer: Ints, in_flight: Ints) -> Ints:
+    room: Ints = np.maximum(buffer - in_flight, 0)
+    room[buffer == NULL] = NULL
+    return room
 
 
 def _unsigned(figures: Ints) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -166,9 +166,10 @@ class Tracker:
         def waiting() -> NDArray[Any]:
             return np.full(count, NULL) if outstanding is None else sender(outstanding(), NULL)
 
-        # Slots may be given to others before somebody looks: what depends on them is made now.
+        # Slots may be given to others before somebody looks.
+        numbers = self._store.conn["number"][rows.slots]
         return TrackedBatch(
-            conn=scatter(self._store.conn["number"][rows.slot], 0),
+            conn=lambda: scatter(numbers.take(rows.runs.run), 0),
             way=lambda: scatter(2 * rows.slot + server, 2 * int(rows.slot.max()) + 2),
             outstanding=waiting,
             stalled=lambda: sender([account.stalled for account in accounts], False),
