@@ -44,6 +44,7 @@ _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _FRAMING: Final = 12
 """Type, length, and the length again at the end."""
 _EPB_FIXED: Final = 32
+_WORD: Final = 4
 _EPB_DATA: Final = 28
 _SPB_DATA: Final = 12
 MAX_BLOCK: Final = 16 * 1024 * 1024
@@ -160,11 +161,16 @@ class PcapngParser:
 
     def _packets(self, buf: Bytes, offsets: Ints) -> tuple[FrameBatch | None, Damage | None]:
         """The frames of whole blocks, and what is wrong with the first bad one."""
-        records = gather(buf, offsets, self._epb)
+        records = self._records(buf, offsets)
         length = records["length"].astype(np.int64)
         caplen = records["caplen"].astype(np.int64)
         interface = records["interface"].astype(np.int64)
-        trailer = gather(buf, offsets + length - 4, np.dtype(self._order + "u4"))
+        # Behind most blocks the next one follows, whose record has the word before it.
+        ends = offsets + length
+        trailer = np.empty_like(records["before"])
+        trailer[:-1] = records["before"][1:]
+        alone = np.flatnonzero(np.append(ends[:-1] != offsets[1:], True))
+        trailer[alone] = gather(buf, ends[alone] - 4, trailer.dtype)
         behind = length - _EPB_FIXED - (caplen + 3 & ~np.int64(3))
         known = len(self._interfaces) - self._base
         bad = (behind < 0) | (interface >= known) | (trailer != records["length"])
@@ -173,7 +179,7 @@ class PcapngParser:
             rows = int(np.argmax(bad))
             at = int(offsets[rows])
             damage = self._packet_damage(at, records[rows], int(trailer[rows]), known)
-        found, crowded = self._packet_options(buf, (offsets + length - 4)[:rows], behind[:rows])
+        found, crowded = self._packet_options(buf, (ends - 4)[:rows], behind[:rows])
         if crowded is not None:
             rows, damage = crowded, Damage(int(offsets[crowded]), _CROWDED)
         if not rows:
@@ -194,6 +200,20 @@ class PcapngParser:
             ),
             damage,
         )
+
+    def _records(self, buf: Bytes, offsets: Ints) -> NDArray[Any]:
+        """The fixed parts of the blocks at ``offsets``, each with the word ``before`` it.
+
+        What is before a block at the buffer's begin nobody knows.
+        """
+        missing = max(_WORD - int(offsets[0]), 0)
+        begins = offsets - _WORD
+        begins[0] += missing
+        records = gather(buf, begins, self._epb)
+        if missing:
+            first = records[:1].view(np.uint8)
+            first[missing:] = first[:-missing].copy()
+        return records
 
     def _packet_damage(self, at: int, record: Any, trailer: int, known: int) -> Damage:
         length, caplen, interface = (
@@ -304,7 +324,7 @@ class PcapngParser:
         self._base = len(self._interfaces)
         # Nobody keeps a section without interfaces, so it counts with its first one.
         self._section_size = len(body)
-        names = ["kind", "length", "interface", "high", "low", "caplen", "origlen"]
+        names = ["before", "kind", "length", "interface", "high", "low", "caplen", "origlen"]
         self._epb = np.dtype([(name, self._order + "u4") for name in names])
         return None
 
