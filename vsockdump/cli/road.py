@@ -33,6 +33,11 @@ class Tracks(Protocol):
         """The tracked columns of a batch."""
         ...
 
+    @property
+    def remembered(self) -> int:
+        """Connections that are remembered now."""
+        ...
+
 
 class _Interrupted(Exception):
     """A signal came while waiting for input."""
@@ -102,11 +107,17 @@ def travel(
     """Decoded batches that pass ``selects``, at most ``limit`` packets of them in all.
 
     Tracking sees every packet; selecting comes after it, so figures stay right whatever is shown.
-    A live source's empty batches are passed on.
+    A live source's empty batches are passed on. A file is read in the larger pieces the more
+    connections there are, for a batch costs what it has of them, however few packets each has.
     """
+    enlarge = getattr(source, "enlarge", None)
     for frames in interrupt.batches(source):
         batch = decode(frames)
-        tracked = tracker.feed(batch) if tracker is not None else None
+        tracked = None
+        if tracker is not None:
+            tracked = tracker.feed(batch)
+            if enlarge is not None:
+                enlarge(tracker.remembered)
         if selects is not None and len(batch):
             mask = selects.mask(batch, tracked)
             batch = batch.take(mask)

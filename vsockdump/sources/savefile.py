@@ -34,6 +34,8 @@ CHUNK: Final = 1 << 21
 """Bytes read at a time: some 14,000 small packets, so that a batch outweighs its fixed cost."""
 LARGE_CHUNK: Final = 1 << 22
 """The same for who does so much with a batch that its fixed cost is higher."""
+LARGEST_CHUNK: Final = 1 << 23
+"""The most that is read at a time when somebody asks for more packets in a batch."""
 WINDOW: Final = 1 << 23
 """Bytes of a mapped file looked at at a time."""
 _LEAST: Final = 64
@@ -65,6 +67,8 @@ class Savefile:
         self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
         self._end = 0
         self._position = 0
+        self._packets = 0
+        """How many there were before the buffer's."""
         try:
             self.format, self._parser = self._recognize()
         except BaseException:
@@ -87,6 +91,12 @@ class Savefile:
         """Bytes of the file read so far (compressed ones, if it is compressed)."""
         return self._stream.consumed
 
+    def enlarge(self, packets: int) -> None:
+        """Have batches of about so many packets or more, as far as LARGEST_CHUNK goes."""
+        if self._packets:
+            wanted = min(self._position // self._packets * packets, LARGEST_CHUNK)
+            self._chunk = max(self._chunk, wanted)
+
     def statistics(self) -> Mapping[int, InterfaceStatistics]:
         """What the file's interface statistics blocks say, as far as they have been read."""
         return self._parser.statistics
@@ -103,6 +113,7 @@ class Savefile:
             parsed = self._parser.parse(self._buffer, 0, self._end, last=False)
             if parsed.batch is not None:
                 yield parsed.batch
+                self._packets += len(parsed.batch)
             if parsed.damage is not None:
                 raise self._error(parsed.damage)
             if self._mapping and parsed.batch is not None and _long(parsed.batch):
@@ -169,8 +180,8 @@ class Savefile:
         capacity = self._buffer.size - SLACK
         if rest == capacity:
             self._buffer = np.zeros(2 * capacity + SLACK, np.uint8)
-        elif rest < self._chunk < capacity:
-            # One long block is no reason to go on in long strides.
+        elif rest < self._chunk != capacity:
+            # One long block is no reason to go on in long strides; a wish for large batches is.
             self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
         self._buffer[:rest] = kept
         self._position += consumed

@@ -208,8 +208,10 @@ class Assigner:
         self, keys: Runs, fresh: Bools, slot: Ints, op: NDArray[Any], counts: Bools, begins: Bools
     ) -> None:
         """Begin a generation where a stray key is first spoken on by something else than an RST."""
-        stray = self._store.conn["state"][slot[keys.begins]] == State.STRAY
-        stray = np.where(fresh, op[keys.begins] == Op.RST, stray)
+        stray = np.zeros(len(keys), np.bool_)
+        if self._store.strays:
+            stray = self._store.conn["state"][slot[keys.begins]] == State.STRAY
+        stray[fresh] = op[keys.begins[fresh]] == int(Op.RST)
         if not stray.any():
             return
         other = keys.earliest((op != Op.RST) & counts)
@@ -273,6 +275,7 @@ class Assigner:
             conn[f"client_{field}"][slots] = np.where(sender, src, dst)
             conn[f"server_{field}"][slots] = np.where(sender, dst, src)
         stray = op[first] == Op.RST
+        self._store.strays |= bool(stray.any())
         conn["client_low"][slots] = low[first] == sender
         conn["type"][slots] = headers["type"]
         conn["opened"][slots] = request
@@ -306,7 +309,7 @@ class Assigner:
         """
         conn = self._store.conn
         asked = (previous != EMPTY) & conn["opened"][slots]
-        owing = conn["owed"][slots] != EMPTY
+        owing = conn["owed"][slots] != EMPTY if "owed" in conn else np.zeros(len(slots), np.bool_)
         if not asked.any() and not owing.any():
             return {}
         bits = np.bitwise_or.reduceat(shut_bits(op, flags, server) * counts, runs.begins)

@@ -159,7 +159,9 @@ def live(rows: Rows, store: Store) -> Life:
         spoken = spoken | runs.any(_speaks_up(rows, active))
     last = runs.lasts
     number = rows.batch.frames.number[rows.row[last]]
-    conn["last_number"][slots] = np.where(over, conn["last_number"][slots], number)
+    if over.any():
+        number = np.where(over, conn["last_number"][slots], number)
+    conn["last_number"][slots] = number
     conn["state"][slots] = np.where(over, carried, state_of(shut[last], spoken, reset))
     conn["shut"][slots] = shut[last]
     conn["spoken"][slots] = spoken
@@ -214,30 +216,34 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
     fwd_cnt = rows.headers["fwd_cnt"].astype(np.int64)
     adverts = (life.speaks & ~rows.server, life.speaks & rows.server)
     others = _other_side(rows)
-    buffers, forwards = (
-        _advertised(rows, life, others, field, store.pairs(field, slots))
-        for field in ("buf_alloc", "fwd_cnt")
-    )
-    store.put_pairs("buf_alloc", slots, *(said[last] for said in buffers))
+    carried = {field: store.pairs(field, slots) for field in ("buf_alloc", "fwd_cnt")}
+    buffers, forwards = (_advertised(rows, life, others, *known) for known in carried.items())
+    client, server = (said[last] for said in buffers)
+    # Buffers hardly ever change.
+    fresh = (client != carried["buf_alloc"][:, 0]) | (server != carried["buf_alloc"][:, 1])
+    if fresh.any():
+        store.put_pairs("buf_alloc", slots[fresh], client[fresh], server[fresh])
     store.put_pairs("fwd_cnt", slots, *(said[last] for said in forwards))
     bases, sums = store.pairs("base", slots), store.pairs("sent", slots)
     least = np.minimum(buffers[0], buffers[1])
     accounts = []
+    moved_bases = False
     for sender in (0, 1):
         peer = 1 - sender
         data = write & adverts[sender]
         moved = rows.length * data
         total = np.cumsum(moved)
         before = total[runs.begins] - moved[runs.begins]
-        base, carried = bases[:, sender], sums[:, sender] - before
-        sums[:, sender] = carried + total[last]
+        base, earlier = bases[:, sender], sums[:, sender] - before
+        sums[:, sender] = earlier + total[last]
         quiet = buffers[peer] == NULL
         if (base == NO_BASE).any():
-            sent = total + carried[runs.run]
+            sent = total + earlier[runs.run]
             base, tx_cnt = _anchor(runs, base, sent, adverts[peer], fwd_cnt)
+            moved_bases = True
             quiet |= tx_cnt == NULL
         else:
-            tx_cnt = total + (base + carried)[runs.run]
+            tx_cnt = total + (base + earlier)[runs.run]
         in_flight = tx_cnt - forwards[peer] & _MASK
         if quiet.any():
             in_flight[quiet] = NULL
@@ -246,6 +252,7 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
         if int(in_flight.max()) > _HALF:
             beyond = adverts[peer] & (in_flight > _HALF)
             ahead = np.zeros(in_flight.size, np.int64)
+            moved_bases = True
             for run in np.unique(runs.run[beyond]).tolist():
                 part = slice(int(runs.begins[run]), int(last[run]) + 1)
                 base[run] += _walk(tx_cnt[part], ahead[part], adverts[peer][part], fwd_cnt[part])
@@ -267,7 +274,8 @@ def account(rows: Rows, life: Life, store: Store) -> tuple[Account, Account]:
                 open=life.alive & (life.shut & (1 << sender) == 0),
             )
         )
-    store.put_pairs("base", slots, *bases.T)
+    if moved_bases:
+        store.put_pairs("base", slots, *bases.T)
     store.put_pairs("sent", slots, *sums.T)
     store.put_pairs("in_flight", slots, *(figures.in_flight[last] for figures in accounts))
     return accounts[0], accounts[1]

@@ -333,36 +333,38 @@ class Pending:
         samples = np.concatenate(self._samples)
         self._samples, self._collected = [], 0
         counted, counts = _tally(self._counted, self._counts, samples)
-        way = counted >> _BUCKET_BITS
-        over = self._store.over(way >> 1)
+        over = self._store.over(counted >> _BUCKET_BITS + 1)
         if over.any():
-            ways = way[over]
-            self._settle(ways[np.append(True, ways[1:] != ways[:-1])], counted, counts)
+            self._settle(counted[over], counts[over])
             counted, counts = counted[~over], counts[~over]
         self._counted, self._counts = counted, counts
 
-    def _settle(self, ways: Keys, counted: Keys, counts: Ints) -> None:
+    def _settle(self, counted: Keys, counts: Ints) -> None:
         """Put into the store how many latencies these ways have in all, and their quantiles."""
         side = self._store.side
-        begins = np.searchsorted(counted, ways << _BUCKET_BITS)
-        ends = np.searchsorted(counted, ways + 1 << _BUCKET_BITS)
-        total = np.append(0, np.cumsum(counts))
-        number = total[ends] - total[begins]
+        way = counted >> _BUCKET_BITS
+        begins = np.flatnonzero(np.append(True, way[1:] != way[:-1]))
+        lasts = np.append(begins[1:], way.size) - 1
+        ways = way[begins]
+        total = np.cumsum(counts)
+        before = total[begins] - counts[begins]
+        number = total[lasts] - before
         side["drains"].reshape(-1)[ways] = number
         least, most = (side[name].reshape(-1)[ways] for name in ("drain_min", "drain_max"))
         for name, share in (("drain_median", 0.5), ("drain_p99", 0.99)):
             rank = np.ceil(number * share).astype(np.int64)
-            at = np.searchsorted(total, total[begins] + rank, "left") - 1
+            # Where a way has few latencies its first or its last bucket has this one.
+            at = np.where(rank <= counts[begins], begins, lasts)
+            inner = np.flatnonzero((at == lasts) & (rank <= number - counts[lasts]))
+            at[inner] = np.searchsorted(total, before[inner] + rank[inner])
             value = middle((counted[at] & _BUCKETS - 1).astype(np.int64))
             side[name].reshape(-1)[ways] = np.clip(value, least, most)
 
     def quantiles(self, slots: Ints, sender: int) -> Quantiles:
         """Drain latencies of one direction of each of these connections, in nanoseconds."""
         self._fold()
-        way = self._counted >> _BUCKET_BITS
-        if way.size:
-            ways = way[np.append(True, way[1:] != way[:-1])]
-            self._settle(ways, self._counted, self._counts)
+        if self._counted.size:
+            self._settle(self._counted, self._counts)
         side = self._store.side
         most = side["drain_max"][slots, sender]
         return Quantiles(

@@ -100,7 +100,8 @@ SIDE: Final = {
 ``stall_number``: the packet since which it is stalled, NULL if it is not, at ``stall_ns``
 (``stall_told``: that one was told of while it lasted); ``asked``: the packet that asked for credit
 at ``asked_ns`` and was not answered; ``heard*``: the sender's latest advertisement as the
-detector saw it; ``told``: bits of the findings already made of this direction.
+detector saw it; ``told``: bits of the findings already made of this direction; ``min_effective``
+is made when any first differs from its ``min_window``.
 """
 
 _PAIR: Final = np.dtype("V16")
@@ -155,6 +156,8 @@ class Store:
         self.limit = limit
         self.left = 0
         """Connections that were given up to keep the limit."""
+        self.strays = False
+        """Whether any connection ever began with an RST."""
         self.table = KeyTable()
         self.cache = AddressCache()
         self.conn = Columns(CONNECTION, (_FIRST_SIZE,))
@@ -217,9 +220,9 @@ class Store:
         self.side.blank(gone)
         self._live[gone] = False
         self._free = np.concatenate([self._free, gone])
-        owed = self.conn["owed"]
-        orphans = used[(owed[used] != EMPTY) & ~self._live[owed[used]]]
-        self.conn["owed"][orphans] = EMPTY
+        if "owed" in self.conn:
+            owed = self.conn["owed"]
+            owed[used[(owed[used] != EMPTY) & ~self._live[owed[used]]]] = EMPTY
         kept, numbers = self.table.rebuild(self._live)
         self.conn["key"][kept] = numbers
         self.cache.clear()

@@ -80,6 +80,11 @@ class Tracker:
         """Findings beyond MOST_FINDINGS."""
 
     @property
+    def remembered(self) -> int:
+        """Connections that are remembered now."""
+        return len(self._store)
+
+    @property
     def left(self) -> int:
         """Connections that were given up to keep the limit."""
         return self._store.left
