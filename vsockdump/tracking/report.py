@@ -131,7 +131,6 @@ def columns(
         "end_ns": conn["last_ns"][slots],
         "connect_ns": conn["connect_ns"][slots],
     }
-    effective = "min_effective" if "min_effective" in side else "min_window"
     spent = conn["flows_ns"][slots]
     for flow in Flow:
         last = np.where(conn["flow"][slots] == flow, rest, 0)
@@ -148,7 +147,7 @@ def columns(
             "packets": side.peek("packets", place),
             "bytes": side.peek("bytes", place),
             "min_window": side.peek("min_window", place),
-            "min_effective_window": side.peek(effective, place),
+            "min_effective_window": side.peek("min_effective", place),
             "max_in_flight": side.peek("max_in_flight", place),
             "stalls": side.peek("stalls", place) + counts,
             "stalled_ns": side.peek("stalled_ns", place) + np.where(counts, lasted, 0),

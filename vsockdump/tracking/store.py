@@ -100,8 +100,7 @@ SIDE: Final = {
 ``stall_number``: the packet since which it is stalled, NULL if it is not, at ``stall_ns``
 (``stall_told``: that one was told of while it lasted); ``asked``: the packet that asked for credit
 at ``asked_ns`` and was not answered; ``heard*``: the sender's latest advertisement as the
-detector saw it; ``told``: bits of the findings already made of this direction; ``min_effective``
-is made when any first differs from its ``min_window``.
+detector saw it; ``told``: bits of the findings already made of this direction.
 """
 
 _PAIR: Final = np.dtype("V16")

@@ -34,10 +34,6 @@ def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> Non
     others, those that only brought bytes in flight down cannot either.
     """
     side = store.side
-    for account in accounts:
-        # Until they differ for the first time the two least windows are one.
-        if "min_effective" not in side and (account.least != account.buf_alloc).any():
-            side["min_effective"] = side["min_window"].copy()
     one, other = (account.buf_alloc for account in accounts)
     moved = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
     for sender, account in enumerate(accounts):
@@ -51,9 +47,9 @@ def extremes(rows: Rows, accounts: tuple[Account, Account], store: Store) -> Non
         np.maximum.at(side["max_in_flight"].reshape(-1), way, in_flight)
         room = _room(account.buf_alloc.take(at), in_flight)
         np.minimum.at(_unsigned(side["min_window"]), way, _unsigned(room))
-        if "min_effective" in side:
+        if (account.least != account.buf_alloc).any():
             room = _room(account.least.take(at), in_flight)
-            np.minimum.at(_unsigned(side["min_effective"]), way, _unsigned(room))
+        np.minimum.at(_unsigned(side["min_effective"]), way, _unsigned(room))
 
 
 def _room(buffer: Ints, in_flight: Ints) -> Ints:
