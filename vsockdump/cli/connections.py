@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any, Final
 
@@ -39,6 +38,8 @@ def show(given: dict[str, Any]) -> int:
     rows = rows[_order(columns, rows, given["sort"])][: given["limit"]]
     chosen = {name: column[rows] for name, column in columns.items()}
     if given["json_"]:
+        import json
+
         for record in records(chosen):
             sys.stdout.write(json.dumps(record) + "\n")
     else:

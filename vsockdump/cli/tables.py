@@ -6,10 +6,6 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Final
 
-import numpy as np
-
-from vsockdump.sinks.clock import rfc3339
-from vsockdump.sinks.sheet import lines
 from vsockdump.wire import CID_NAMES
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -41,6 +37,11 @@ def duration(ns: int | None) -> str:
 
 def timestamp(time_ns: int) -> str:
     """A time as RFC 3339, in UTC with nanoseconds."""
+    import numpy as np
+
+    from vsockdump.sinks.clock import rfc3339
+    from vsockdump.sinks.sheet import lines
+
     return lines(rfc3339(np.array([time_ns])), 1).decode()
 
 

@@ -151,10 +151,10 @@ def live(rows: Rows, store: Store) -> Life:
     if shuts.size:
         bits = shut_bits(rows.op[shuts], rows.flags[shuts], rows.server[shuts])
         # Most often all of them shut the same.
-        for bit in np.unique(bits[bits != 0]).tolist():
+        for directions in set(bits.tolist()) - {0}:
             behind = np.zeros(rst.size, np.bool_)
-            behind[shuts[bits == bit]] = True
-            shut |= runs.since(behind).view(np.uint8) * np.uint8(bit)
+            behind[shuts[bits == directions]] = True
+            shut |= runs.since(behind).view(np.uint8) * np.uint8(directions)
     if not spoken.all():
         spoken = spoken | runs.any(_speaks_up(rows, active))
     last = runs.lasts

@@ -18,7 +18,7 @@ from vsockdump.packets import Layer, PacketBatch, Status
 from vsockdump.tracking.assign import Rows
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.credit import Account, Life, signed
-from vsockdump.tracking.findings import BITS, Finding
+from vsockdump.tracking.findings import BITS, Finding, Raised
 from vsockdump.tracking.states import ENDED, State
 from vsockdump.tracking.store import Store
 from vsockdump.tracking.times import Stall
@@ -30,8 +30,6 @@ MERGED: Final = 128
 """GOOD_COPY_LEN: payload up to this size may be merged into the packet queued before it."""
 _NEAR: Final = 0.9
 """Share of the receiver's packet limit from which it is worth a word."""
-MOST_FINDINGS: Final = 100_000
-"""Findings kept of one run; what comes after is counted only."""
 
 _UNDECODED: Final = {
     Status.MALFORMED: "malformed",
@@ -40,8 +38,6 @@ _UNDECODED: Final = {
 }
 
 Facts = dict[str, int | str | bool]
-Raised = tuple[int, Finding]
-"""A finding and the row of the batch that shows it (NULL: none does)."""
 
 
 def names(store: Store, slot: int) -> tuple[str, str]:

@@ -24,6 +24,8 @@ class Severity(IntEnum):
         return self.name.lower()
 
 
+MOST_FINDINGS: Final = 100_000
+"""Findings kept of one run; what comes after is counted only."""
 CODES: Final[Mapping[str, Severity]] = {
     "beyond-window": Severity.ERROR,
     "fwd-ahead": Severity.WARNING,
@@ -82,3 +84,7 @@ class Finding:
     def severity(self) -> Severity:
         """How much it matters."""
         return CODES[self.code]
+
+
+Raised = tuple[int, Finding]
+"""A finding and the row of the batch that shows it (NULL: none does)."""

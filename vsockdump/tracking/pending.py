@@ -31,7 +31,7 @@ from vsockdump.tracking.store import HEADROOM, Store
 MOST_WAITING: Final = 1 << 19
 """Packets of all clients remembered as waiting, and as many of all servers; beyond it the oldest
 are given up."""
-_SAMPLES: Final = 1 << 16
+_SAMPLES: Final = 1 << 19
 """Latencies collected, at least, before they are counted into buckets."""
 _SUB_BITS: Final = 4
 _BUCKET_BITS: Final = 10
@@ -101,6 +101,8 @@ def _tally(counted: Keys, counts: Ints, samples: Keys) -> tuple[Keys, Ints]:
         order = argsort(keys)
         keys = keys[order]
         begins = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
+        if not counted.size:
+            return keys[begins], np.diff(begins, append=keys.size)
         weights = np.concatenate([counts, np.ones(samples.size, np.int64)])
         return keys[begins], np.add.reduceat(weights[order], begins)
 

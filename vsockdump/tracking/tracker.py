@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,7 @@ from vsockdump.tracking import report
 from vsockdump.tracking.assign import Assigner, Rows
 from vsockdump.tracking.columns import NULL, TrackedBatch
 from vsockdump.tracking.credit import Account, Life, account, live
-from vsockdump.tracking.detect import MOST_FINDINGS, Detector, Raised
-from vsockdump.tracking.epilogue import Epilogue
-from vsockdump.tracking.findings import BITS, Finding
+from vsockdump.tracking.findings import BITS, MOST_FINDINGS, Finding, Raised
 from vsockdump.tracking.limits import MAX_CONNECTIONS, STALL_THRESHOLD_NS
 from vsockdump.tracking.pending import Outstanding, Pending
 from vsockdump.tracking.repair import Repairer
@@ -30,6 +28,9 @@ from vsockdump.tracking.report import Connection
 from vsockdump.tracking.store import NO_TIME, Store
 from vsockdump.tracking.times import Stall, messages, spend, stalls
 from vsockdump.tracking.totals import extremes, volumes
+
+if TYPE_CHECKING:
+    from vsockdump.tracking.detect import Detector
 
 _FIGURES: Final = {
     "tx_cnt": "tx_cnt",
@@ -65,10 +66,16 @@ class Tracker:
         self._store = Store(max_connections)
         self._assigner = Assigner(self._store)
         self._pending = Pending(self._store)
-        self._detector = Detector(self._store)
+        self._detector: Detector | None = None
+        if findings:
+            # Not everybody who tracks has to load these.
+            from vsockdump.tracking.detect import Detector
+            from vsockdump.tracking.epilogue import Epilogue
+
+            self._detector = Detector(self._store)
+            self._epilogue = Epilogue(self._store, self._detector)
         self._repairer = Repairer(self._store)
         self._report = report or findings
-        self._look = findings
         self._watch = watch
         self._end_ns = NO_TIME
         self._interfaces: tuple[Interface, ...] = ()
@@ -97,12 +104,13 @@ class Tracker:
     def feed(self, batch: PacketBatch) -> TrackedBatch:
         """Track a batch; the columns are of its rows, in its order."""
         raised: list[Raised] = []
+        detector = self._detector
         self._pending.count()
         if len(batch):
             self._end_ns = max(self._end_ns, int(batch.frames.time_ns.max()))
-        if self._look:
-            raised += self._detector.interfaces(batch)
-            raised += self._detector.undecoded(batch)
+        if detector is not None:
+            raised += detector.interfaces(batch)
+            raised += detector.undecoded(batch)
         rows = self._assigner.assign(batch)
         if rows is None:
             self._keep(raised)
@@ -122,10 +130,10 @@ class Tracker:
             self._stalls += [stall for _, stall in ended][: MOST_STALLS - len(self._stalls)]
             messages(rows, accounts, self._store)
             outstanding = self._pending.feed(rows, accounts)
-            if self._look:
-                raised += self._detector.feed(rows, life, accounts, outstanding())
-                raised += self._detector.stalls(rows, ended)
-                raised += self._detector.repaired(rows, repaired)
+            if detector is not None:
+                raised += detector.feed(rows, life, accounts, outstanding())
+                raised += detector.stalls(rows, ended)
+                raised += detector.repaired(rows, repaired)
         tracked = self._columns(batch, rows, life, (accounts, outstanding), raised)
         self._keep(raised)
         self._pending.forget(self._store.evict())
@@ -199,7 +207,7 @@ class Tracker:
         are over they come again, as what they were.
         """
         fresh, self._fresh = self._fresh, []
-        if now_ns is None:
+        if now_ns is None or self._detector is None:
             return fresh
         told = self._store.side["stall_told"]
         for slot, stall in report.open_stalls(self._store, now_ns, self._threshold):
@@ -225,12 +233,11 @@ class Tracker:
         """
         if end_ns is not None:
             self._end_ns = end_ns
-        if not self._look or self._finished:
+        if self._detector is None or self._finished:
             return
         self._finished = True
-        epilogue = Epilogue(self._store, self._detector)
-        last = epilogue.findings(self._end_ns, self._threshold, statistics or {})
-        last += epilogue.bounds(self.left, self.given_up)
+        last = self._epilogue.findings(self._end_ns, self._threshold, statistics or {})
+        last += self._epilogue.bounds(self.left, self.given_up)
         self._keep([(NULL, finding) for finding in last])
 
     def stalls(self) -> list[Stall]:
