@@ -84,7 +84,7 @@ def unavoidable() -> frozenset[str]:
         ("--count -r FILE", {"numpy"}),
         ("--json -r FILE", READING | {"vsockdump.sinks.jsonlines"}),
         ("-r FILE port 1024 or cid in {2, 3}", FILTERING),
-        ("-r FILE stalled or finding refused", FILTERING),
+        ("-r FILE stalled or finding refused", FILTERING | {"vsockdump.tracking.detect"}),
         ("conns --json FILE", READING),
         ("check FILE", READING | {"vsockdump.tracking.detect"}),
         ("conns FILE", READING),

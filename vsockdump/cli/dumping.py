@@ -44,6 +44,7 @@ def _load_the_rest() -> None:
         "vsockdump.privileges",
         "vsockdump.sinks.jsonlines",
         "vsockdump.sinks.savefile",
+        "vsockdump.tracking.epilogue",
         "vsockdump.tracking.tracker",
         "zstandard",
     ):
