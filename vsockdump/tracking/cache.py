@@ -57,10 +57,10 @@ class AddressCache:
         self._resize(len(self._entries))
 
     def _mix(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """A hash of each address, whose upper bits say where it may be."""
-        mixed = words[:, 0] * self._factors[0]
+        """A hash of each address, whose upper bits say where it may be; ``words`` (_WORDS, n)."""
+        mixed: NDArray[np.uint64] = words[0] * self._factors[0]
         for place in range(1, _WORDS):
-            mixed += words[:, place] * self._factors[place]
+            mixed += words[place] * self._factors[place]
         return mixed
 
     def _places(self, mixed: NDArray[np.uint64], which: int) -> Ints:
@@ -73,30 +73,33 @@ class AddressCache:
         """The entries as values without an inside, which numpy copies several times faster."""
         return self._entries.view(_ENTRY)[:, 0]
 
-    def _look(self, words: NDArray[np.uint64], types: NDArray[Any], places: Ints) -> Ints:
-        """What is said of each row at these places; EMPTY where that is another's."""
+    def _look(self, words: NDArray[np.uint64], types: Ints, places: Ints) -> tuple[Ints, Ints]:
+        """What is said at these places, and the rows that it is not said of: ``words`` (_WORDS, n)
+        are others'."""
         there = self._opaque().take(places)
-        entries = there.view(np.uint64).reshape(len(words), _WORDS + 1)
-        value: Ints = entries[:, _WORDS].view(np.int64)
-        right = value & _TYPE == types
+        entries = there.view(np.uint64).reshape(places.size, _WORDS + 1)
+        said = entries[:, _WORDS].view(np.int64).copy()
+        right = said & _TYPE == types
         for place in range(_WORDS):
-            right &= entries[:, place] == words[:, place]
-        if right.all():
-            return value.copy()
-        return np.where(right, value, EMPTY)
+            right &= entries[:, place] == words[place]
+        return said, np.flatnonzero(~right)
 
     def find(self, headers: NDArray[Any]) -> Ints:
         """An entry for each header record, EMPTY where there is none; see ``key`` and ``low``."""
-        words = _words(headers)
-        types = headers["type"]
+        # Side by side, for they are looked at again and again.
+        words = _words(headers).T.copy()
+        types = headers["type"].astype(np.int64)
         mixed = self._mix(words)
-        found = self._look(words, types, self._places(mixed, 0))
+        found, others = self._look(words, types, self._places(mixed, 0))
+        found[others] = EMPTY
         for which in range(1, _PLACES if self._stored else 1):
-            others = np.flatnonzero(found == EMPTY)
             if not others.size:
                 break
             places = self._places(mixed[others], which)
-            found[others] = self._look(words[others], types[others], places)
+            said, wrong = self._look(words[:, others], types[others], places)
+            said[wrong] = EMPTY
+            found[others] = said
+            others = others[wrong]
         return found
 
     def store(self, headers: NDArray[Any], keys: Ints, low: Bools) -> Ints:
@@ -118,7 +121,7 @@ class AddressCache:
         return values
 
     def _put(self, entries: NDArray[np.uint64]) -> None:
-        mixed = self._mix(entries)
+        mixed = self._mix(entries.T)
         for which in range(_PLACES):
             place = self._places(mixed, which)
             free = self._entries[place, _WORDS] == _NOTHING

@@ -180,10 +180,14 @@ def live(rows: Rows, store: Store) -> Life:
 def _other_side(rows: Rows) -> Ints:
     """For every row the last one of the other side before it; (n + 2r,), see ``_advertised``."""
     runs, server = rows.runs, rows.server
-    place = runs.turn(server)
-    none = np.flatnonzero(place < runs.first)
-    place[none] = server.size + 2 * runs.run[none] + ~server[none]
-    return place
+    # Where a side speaks several times in a row, the other side's last is before all of that.
+    begins = server[1:] != server[:-1]
+    begins |= runs.run[1:] != runs.run[:-1]
+    at = np.append(0, np.flatnonzero(begins) + 1)
+    run = runs.run.take(at)
+    nobody = server.size + 2 * run + ~server.take(at)
+    last = np.where(runs.begins.take(run) == at, nobody, at - 1)
+    return np.repeat(last, np.diff(at, append=server.size))
 
 
 def _advertised(

@@ -85,15 +85,6 @@ class Runs:
         step[self.lasts[run[fresh]] + 1] -= 1
         return np.cumsum(step[:-1], dtype=np.int8).view(np.bool_)
 
-    def turn(self, which: Bools) -> Ints:
-        """For every row the last one before it where ``which`` was otherwise, maybe of another run.
-
-        Below ``first`` it belongs to another run, or there is none.
-        """
-        turns = np.flatnonzero(which[1:] != which[:-1])
-        last = np.append(-1, turns)
-        return np.repeat(last, np.append(turns, which.size - 1) - last)
-
     def earliest(self, mask: Bools) -> Ints:
         """For every run its first row where ``mask`` is set; -1 if none. Shape (r,)."""
         rows = np.flatnonzero(mask)
