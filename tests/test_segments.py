@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vsockdump.tracking.segments import Runs, argsort
+from vsockdump.tracking.segments import Runs, argsort, places
 
 NONE = -1
 
@@ -57,6 +57,14 @@ def test_marked_rows_are_found_within_their_run(case: tuple[Runs, list[list[int]
         begin += len(part)
     assert runs.latest(mask).tolist() == latest
     assert runs.earliest(mask).tolist() == earliest
+
+
+@given(st.lists(st.integers(-5, 5) | st.integers(-(2**63), 2**63 - 1)), st.data())
+def test_places_are_those_that_a_search_finds(some: list[int], data: st.DataObject) -> None:
+    near = st.sampled_from(some) if some else st.nothing()
+    values = np.array(data.draw(st.lists(near | st.integers(-6, 6))), np.int64)
+    ascending = np.sort(np.array(some, np.int64))
+    assert places(ascending, values).tolist() == np.searchsorted(ascending, values).tolist()
 
 
 @given(runs_and(st.integers(0, 1)))

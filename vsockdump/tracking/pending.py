@@ -25,7 +25,7 @@ from vsockdump.frames import Ints
 from vsockdump.tracking.assign import Rows
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.credit import Account
-from vsockdump.tracking.segments import argsort
+from vsockdump.tracking.segments import argsort, places
 from vsockdump.tracking.store import HEADROOM, Store
 
 MOST_WAITING: Final = 1 << 19
@@ -194,7 +194,7 @@ class Pending:
         if (covered[1:] < covered[:-1]).any():
             # Taken back, but what is covered stays covered.
             np.maximum.accumulate(covered, out=covered)
-        at = np.searchsorted(covered, axis)
+        at = places(covered, axis)
         found = np.append(reader, lanes).take(at) == lane
         done, left = np.flatnonzero(found), np.flatnonzero(~found)
         by, drained = read.take(at.take(done)), lane.take(done)

@@ -32,6 +32,18 @@ def argsort(values: Ints) -> Ints:
     return order
 
 
+def places(ascending: Ints, values: Ints) -> Ints:
+    """As np.searchsorted, twice as fast where ``values`` too ascend, but for a few times.
+
+    A stable sort finds what ascends already and merges it.
+    """
+    order = np.argsort(np.concatenate([values, ascending]), kind="stable")
+    merged = np.flatnonzero(order < values.size)
+    found = np.empty(values.size, np.int64)
+    found[order.take(merged)] = merged - np.arange(values.size)
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Runs:
     """Rows in runs: see the module's invariant."""
