@@ -2,8 +2,8 @@
 
 A data packet waits until an advertisement of its receiver covers its end offset; covered once, it
 stays covered. Both directions of all connections are fed at once: a direction of one of a batch's
-connections is a lane, and lanes share one ascending axis, so that one search in what was read finds
-for each packet the advertisement that covers it.
+connections is a lane, and lanes share one ascending axis, on which what was sent is merged with what
+was read: that finds for each packet the advertisement that covers it.
 
 What still waits lies in a pool, each way's packets side by side and in order; a way is
 ``2 * slot + sender``. Where packets of a way come or go, those left are written anew at the pool's
@@ -213,7 +213,8 @@ class Pending:
             left = left[~gone.take(lane)]
             lane = lane[~gone.take(lane)]
             count[gone] = 0
-        order = argsort(lane)
+        # What waited before, then clients', then servers': a stable sort merges the three.
+        order = np.argsort(lane, kind="stable")
         left = left.take(order)
         self._keep(ways, count, end.take(left), time_ns.take(left))
         self._begin[ways[gone]] = _ENDED
