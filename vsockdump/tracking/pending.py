@@ -2,7 +2,7 @@
 
 A data packet waits until an advertisement of its receiver covers its end offset; covered once, it
 stays covered. Both directions of all connections are fed at once: a direction of one of a batch's
-connections is a lane, and lanes share one ascending axis, on which what was sent is merged with what
+connections is a lane, and lanes share one ascending axis, where what was sent is merged with what
 was read: that finds for each packet the advertisement that covers it.
 
 What still waits lies in a pool, each way's packets side by side and in order; a way is
