@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import Any, Final
 
 import numpy as np
@@ -324,7 +323,7 @@ def _lay(columns: Sequence[Column], count: int, most: int) -> Iterator[tuple[NDA
 
 def lines(columns: Sequence[Column], count: int) -> bytes:
     """The sheet of ``count`` rows as bytes, row by row; every row's text as its columns say."""
-    text = BytesIO()
+    parts = []
     for rows, size in _lay(columns, count, _ROWS):
         ends = size.cumsum()
         # Each row is copied as wide as the widest is, the next one covers what is too much.
@@ -332,8 +331,8 @@ def lines(columns: Sequence[Column], count: int) -> bytes:
         packed = np.empty(int(ends[-1]) + item.itemsize, np.uint8)
         places = np.ndarray((packed.size - item.itemsize + 1,), item, packed, 0, (1,))
         places[ends - size] = np.ndarray(rows.shape, item, rows, 0, rows.strides)
-        text.write(packed[: ends[-1]].data)
-    return text.getvalue()
+        parts.append(packed[: ends[-1]].data)
+    return b"".join(parts)
 
 
 def texts(columns: Sequence[Column], count: int) -> Cells:

@@ -180,7 +180,7 @@ class TextPrinter:
         op = headers["op"]
         data = np.zeros(len(batch), np.bool_)
         if tracked is not None and not style.quiet:
-            data = (op == Op.RW) & (tracked.tx_cnt != NULL)
+            data = (op == int(Op.RW)) & (tracked.tx_cnt != NULL)
         columns = [self._ops.column(headers["type"], op, headers["flags"], data)]
         if not style.quiet:
             if tracked is not None:
