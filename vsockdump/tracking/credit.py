@@ -180,14 +180,18 @@ def live(rows: Rows, store: Store) -> Life:
 def _other_side(rows: Rows) -> Ints:
     """For every row the last one of the other side before it; (n + 2r,), see ``_advertised``."""
     runs, server = rows.runs, rows.server
-    # Where a side speaks several times in a row, the other side's last is before all of that.
-    begins = server[1:] != server[:-1]
-    begins |= runs.run[1:] != runs.run[:-1]
-    at = np.append(0, np.flatnonzero(begins) + 1)
-    run = runs.run.take(at)
-    nobody = server.size + 2 * run + ~server.take(at)
-    last = np.where(runs.begins.take(run) == at, nobody, at - 1)
-    return np.repeat(last, np.diff(at, append=server.size))
+    # Where one side's packets follow each other, the other's last is the one before them all.
+    turns = np.flatnonzero(server[1:] != server[:-1])
+    last = np.empty(turns.size + 1, np.int64)
+    last[0], last[1:] = -1, turns
+    count = np.empty_like(last)
+    count[:-1], count[-1] = turns, server.size - 1
+    count -= last
+    place = np.repeat(last, count)
+    # That may be another connection's.
+    none = np.flatnonzero(place < runs.first)
+    place[none] = server.size + 2 * runs.run[none] + ~server[none]
+    return place
 
 
 def _advertised(
