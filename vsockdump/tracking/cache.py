@@ -105,11 +105,11 @@ class AddressCache:
     def store(self, headers: NDArray[Any], keys: Ints, low: Bools) -> Ints:
         """Enter what the table said of these headers, and of answers to them; their entries."""
         values = keys << _KEY_SHIFT | low * _LOW | headers["type"].astype(np.int64)
-        # Of packets with the same address one is enough.
+        # Of a key's packets one is enough.
         rows = np.arange(values.size)
-        shown = np.empty(2 * (int(keys.max()) + 1), np.int64)
-        shown[2 * keys + low] = rows
-        rows = np.flatnonzero(shown[2 * keys + low] == rows)
+        shown = np.empty(int(keys.max()) + 1, np.int64)
+        shown[keys] = rows
+        rows = np.flatnonzero(shown[keys] == rows)
         self._reserve(2 * rows.size)
         entries = np.empty((2, rows.size, _WORDS + 1), np.uint64)
         there, back = entries
