@@ -25,7 +25,7 @@ from vsockdump.frames import Ints
 from vsockdump.tracking.assign import Rows
 from vsockdump.tracking.columns import NULL
 from vsockdump.tracking.credit import Account
-from vsockdump.tracking.segments import argsort, places
+from vsockdump.tracking.segments import places
 from vsockdump.tracking.store import HEADROOM, Store
 
 MOST_WAITING: Final = 1 << 19
@@ -97,14 +97,14 @@ def _tally(counted: Keys, counts: Ints, samples: Keys) -> tuple[Keys, Ints]:
     bits = (max(int(some.max()) for some in buckets) - lowest).bit_length()
     del buckets
     if last - first + 1 << bits > _SPACIOUS * sum(keys.size for keys in both):
-        keys = np.concatenate([counted, samples])
-        order = argsort(keys)
-        keys = keys[order]
-        begins = np.append(0, np.flatnonzero(keys[1:] != keys[:-1]) + 1)
+        samples.sort()
+        fresh, number = _summed(samples)
         if not counted.size:
-            return keys[begins], np.diff(begins, append=keys.size)
-        weights = np.concatenate([counts, np.ones(samples.size, np.int64)])
-        return keys[begins], np.add.reduceat(weights[order], begins)
+            return fresh, number
+        keys = np.concatenate([counted, fresh])
+        # Both ascend, and a stable sort merges them.
+        order = np.argsort(keys, kind="stable")
+        return _summed(keys[order], np.concatenate([counts, number])[order])
 
     def place(keys: Keys) -> Keys:
         at = keys >> _BUCKET_BITS
@@ -123,6 +123,14 @@ def _tally(counted: Keys, counts: Ints, samples: Keys) -> tuple[Keys, Ints]:
     keys += filled & (1 << bits) - 1
     keys += lowest
     return keys.astype(samples.dtype), sums[filled]
+
+
+def _summed(keys: Keys, weights: Ints | None = None) -> tuple[Keys, Ints]:
+    """Distinct keys of ascending ones, and how often each is there, or the sum of its weights."""
+    begins = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    if weights is None:
+        return keys[begins], np.diff(begins, append=keys.size)
+    return keys[begins], np.add.reduceat(weights, begins)
 
 
 def _blocks(begins: Ints, counts: Ints) -> Ints:
