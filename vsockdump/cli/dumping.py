@@ -32,25 +32,6 @@ _LIVE_LAG_NS: Final = 200_000_000
 """How late a frame may come out of the ring: a file's window of time ends no sooner after it."""
 
 
-def _load_the_rest() -> None:
-    """Import what is otherwise imported when it is used.
-
-    Another user may not read our files, and while modules load nobody empties a ring.
-    """
-    for name in (
-        "isal.igzip",
-        "numpy.ma",  # np.unique loads it
-        "vsockdump.filters",
-        "vsockdump.privileges",
-        "vsockdump.sinks.jsonlines",
-        "vsockdump.sinks.savefile",
-        "vsockdump.tracking.epilogue",
-        "vsockdump.tracking.tracker",
-        "zstandard",
-    ):
-        import_module(name)
-
-
 class Run:
     """One call of the command, with its options."""
 
@@ -76,7 +57,7 @@ class Run:
             return self._print_program()
         self._refuse()
         if self._inputs.live or options["user"]:
-            _load_the_rest()
+            self._load_the_rest()
         with ExitStack() as stack:
             source, selects, exact = stack.enter_context(opened(self._inputs))
             if options["user"]:
@@ -93,6 +74,22 @@ class Run:
                 click.echo(f"{packets} packet{'' if packets == 1 else 's'}")
             self._sum_up(source, packets)
         return 0
+
+    def _load_the_rest(self) -> None:
+        """Import what is otherwise imported when it is used.
+
+        Another user may not read our files, and while modules load nobody empties a ring.
+        """
+        options = self._options
+        # np.unique loads the first.
+        names = ["numpy.ma", "vsockdump.privileges"]
+        if options["write"]:
+            names += ["isal.igzip", "zstandard", "vsockdump.sinks.savefile"]
+        if self._prints or options["expression"] or options["filter_file"]:
+            names += ["vsockdump.filters", "vsockdump.sinks.jsonlines"]
+            names += ["vsockdump.tracking.tracker", "vsockdump.tracking.epilogue"]
+        for name in names:
+            import_module(name)
 
     def _refuse(self) -> None:
         """What makes no sense together."""
