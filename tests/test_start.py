@@ -41,11 +41,13 @@ HEAVY = frozenset(
         "vsockdump.sources.live",
         "vsockdump.sinks.savefile",
         "vsockdump.sinks.jsonlines",
+        "vsockdump.sinks.text",
     }
 )
 """Modules that take long, or take others along that do."""
 READING = frozenset({"numpy", "vsockdump.tracking.tracker"})
-FILTERING = READING | {"lark", "vsockdump.filters"}
+PRINTING = READING | {"vsockdump.sinks.text"}
+FILTERING = PRINTING | {"lark", "vsockdump.filters"}
 
 
 def ran(code: str, *arguments: str) -> str:
@@ -79,8 +81,8 @@ def unavoidable() -> frozenset[str]:
         ("--version", frozenset()),
         ("--help", frozenset()),
         *((f"{name} --help", frozenset()) for name in ("conns", "credit", "check", "device")),
-        ("-r FILE", READING),
-        ("-vvvXXenn# -r FILE", READING),
+        ("-r FILE", PRINTING),
+        ("-vvvXXenn# -r FILE", PRINTING),
         ("--count -r FILE", {"numpy"}),
         ("--json -r FILE", READING | {"vsockdump.sinks.jsonlines"}),
         ("-r FILE port 1024 or cid in {2, 3}", FILTERING),

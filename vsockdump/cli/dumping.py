@@ -16,16 +16,14 @@ from vsockdump.cli.meter import Meter
 from vsockdump.cli.output import StandardOutput, unwanted_color
 from vsockdump.cli.road import Interrupt, travel
 from vsockdump.packets import PacketBatch
-from vsockdump.sinks.clock import Stamp
-from vsockdump.sinks.hexdump import Dump
 from vsockdump.sinks.names import escape
-from vsockdump.sinks.text import TextPrinter, TextStyle
 from vsockdump.sources import Source
 from vsockdump.tracking.columns import TrackedBatch
 
 if TYPE_CHECKING:
     from vsockdump.filters import Filter
     from vsockdump.sinks.savefile import SavefileWriter
+    from vsockdump.sinks.text import TextPrinter
     from vsockdump.tracking.tracker import Tracker
 
 _LIVE_LAG_NS: Final = 200_000_000
@@ -86,7 +84,7 @@ class Run:
         if options["write"]:
             names += ["isal.igzip", "zstandard", "vsockdump.sinks.savefile"]
         if self._prints or options["expression"] or options["filter_file"]:
-            names += ["vsockdump.filters", "vsockdump.sinks.jsonlines"]
+            names += ["vsockdump.filters", "vsockdump.sinks.jsonlines", "vsockdump.sinks.text"]
             names += ["vsockdump.tracking.tracker", "vsockdump.tracking.epilogue"]
         for name in names:
             import_module(name)
@@ -197,7 +195,7 @@ class Run:
             from vsockdump.sinks.jsonlines import render
         else:
             several = self._inputs.live and len(source.interfaces) > 1
-            render = TextPrinter(_style(options, interface=several)).render
+            render = _text(options, interface=several).render
 
         def show(batch: PacketBatch, tracked: TrackedBatch | None) -> None:
             out.write(render(batch, tracked))
@@ -218,14 +216,18 @@ class Run:
             print(f"{number} packet{'' if number == 1 else 's'} {text}", file=sys.stderr)
 
 
-def _style(options: dict[str, Any], *, interface: bool) -> TextStyle:
+def _text(options: dict[str, Any], *, interface: bool) -> TextPrinter:
+    from vsockdump.sinks.clock import Stamp
+    from vsockdump.sinks.hexdump import Dump
+    from vsockdump.sinks.text import TextPrinter, TextStyle
+
     wanted = Dump(
         hexadecimal=bool(options["hexadecimal"] or options["both"]),
         text=bool(options["both"] or options["ascii_"]),
         whole=options["hexadecimal"] > 1 or options["both"] > 1,
     )
     color = options["color"]
-    return TextStyle(
+    style = TextStyle(
         numeric=bool(options["numeric"]),
         verbose=min(options["verbose"], 3),
         quiet=options["quiet"],
@@ -240,6 +242,7 @@ def _style(options: dict[str, Any], *, interface: bool) -> TextStyle:
         color=color == "always"
         or (color == "auto" and sys.stdout.isatty() and not unwanted_color()),
     )
+    return TextPrinter(style)
 
 
 def _list() -> int:

@@ -64,9 +64,11 @@ _EIGHT: Final = 10**_DIGITS
 
 def _groups() -> NDArray[Any]:
     """Each number below _GROUP as its four digits; the first one is the lowest byte."""
-    places = np.array([1000, 100, 10, 1])
-    digits = np.arange(_GROUP)[:, None] // places % 10 + ord("0")
-    four: NDArray[Any] = digits.astype(np.uint8).view("<u4").ravel()
+    digits = np.empty((10, 10, 10, 10, 4), np.uint8)
+    for place in range(4):
+        # Along its own axis each digit counts.
+        digits[..., place] = np.arange(ord("0"), ord("9") + 1).reshape([-1] + [1] * (3 - place))
+    four: NDArray[Any] = digits.view("<u4").ravel()
     return four
 
 
