@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,8 @@ from vsockdump.cli.dump import MICRO, PRECISIONS
 from vsockdump.cli.inputs import Inputs, opened
 from vsockdump.cli.meter import Meter
 from vsockdump.cli.output import StandardOutput, unwanted_color
-from vsockdump.cli.road import Interrupt, travel
+from vsockdump.cli.road import Interrupt, forward, travel
+from vsockdump.frames import FrameBatch
 from vsockdump.packets import PacketBatch
 from vsockdump.sinks.names import escape
 from vsockdump.sources import Source
@@ -170,16 +172,21 @@ class Run:
         meter = Meter(source, shown=show is None)
         live = self._inputs.live
         packets = 0
+        limit = options["count"]
+        road: Iterator[tuple[FrameBatch, PacketBatch | None, TrackedBatch | None]]
+        if show is None and tracker is None and selects is None:
+            road = ((frames, None, None) for frames in forward(source, interrupt, limit=limit))
+        else:
+            decoded = travel(source, interrupt, tracker=tracker, selects=selects, limit=limit)
+            road = ((batch.frames, batch, tracked) for batch, tracked in decoded)
         try:
-            for batch, tracked in travel(
-                source, interrupt, tracker=tracker, selects=selects, limit=options["count"]
-            ):
-                packets += len(batch)
+            for frames, batch, tracked in road:
+                packets += len(frames)
                 if writer is not None:
-                    writer.write(batch.frames, time.time_ns() - _LIVE_LAG_NS if live else None)
+                    writer.write(frames, time.time_ns() - _LIVE_LAG_NS if live else None)
                     if writer.finished:
                         break
-                if show is not None:
+                if show is not None and batch is not None:
                     show(batch, tracked)
                 meter.show(packets)
         finally:

@@ -1,7 +1,8 @@
 """The road from a source to whoever asks: read, decode, track, filter, count.
 
-Every command walks it; they differ in what they do with the batches. Interrupts end it between
-batches, so that a sink always gets whole ones and can finish its file.
+Every command walks it; they differ in what they do with the batches. Where packets are only counted
+or written it is a short one. Interrupts end it between batches, so that a sink always gets whole
+ones and can finish its file.
 """
 
 from __future__ import annotations
@@ -129,3 +130,16 @@ def travel(
         yield batch, tracked
         if limit == 0:
             return
+
+
+def forward(
+    source: Source, interrupt: Interrupt, *, limit: int | None = None
+) -> Iterator[FrameBatch]:
+    """Batches as they come, at most ``limit`` packets in all, for whoever looks into none."""
+    for frames in interrupt.batches(source):
+        part = frames if limit is None else frames.take(slice(limit))
+        yield part
+        if limit is not None:
+            limit -= len(part)
+            if limit == 0:
+                return
