@@ -40,7 +40,7 @@ from savefile_reading import chunks, expected, fed, read, read_bytes, read_piece
 
 from vsockdump.errors import SavefileError
 from vsockdump.frames import FrameBatch
-from vsockdump.sources import chain
+from vsockdump.sources import chain, savefile
 from vsockdump.sources.savefile import CHUNK, Savefile
 
 
@@ -115,6 +115,27 @@ def long_file(rng: random.Random, count: int) -> bytes:
             blocks.append(block(order, 0xBAD, rng.choice(blocks) * rng.randrange(40)))
         blocks.append(packet(order, data, index=rng.randrange(2), ticks=rng.getrandbits(50)))
     return b"".join(blocks)
+
+
+@pytest.mark.parametrize("most", [1 << 14, 1 << 20])
+def test_batches_are_as_large_as_asked_for_up_to_a_bound(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(savefile, "LARGEST_CHUNK", most)
+    size, wanted = len(packet("<", bytes(100))), 2000
+    path = tmp_path / "x.pcapng"
+    path.write_bytes(section("<") + interface("<") + packet("<", bytes(100)) * 20_000)
+    source, sizes, numbers = Savefile(path, chunk=5000), [], []
+    source.enlarge(wanted)  # Nothing is known of the packets yet.
+    for batch in source.batches():
+        sizes.append(len(batch))
+        numbers += batch.number.tolist()
+        source.enlarge(wanted if len(sizes) < 10 else 10)
+    source.close()
+    assert numbers == list(range(1, 20_001))
+    assert max(sizes[:2]) <= 5000 // size
+    # Once asked for they stay.
+    assert sizes[-2] == pytest.approx(min(wanted, most // size), rel=0.02)
 
 
 @pytest.mark.parametrize("data", SMALL.values(), ids=SMALL.keys())
