@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_detect import RAISES
+from findings_scenes import RAISES
 
 from vsockdump.cli import main
 from vsockdump.tracking.findings import BITS, CODES, Finding, Severity
