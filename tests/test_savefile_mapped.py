@@ -131,3 +131,19 @@ def test_what_cannot_be_mapped_is_read() -> None:
         assert read_path(data, 50_000, savefile.WINDOW) == expected(data)
     # Once is enough to know.
     assert asked.call_count == 1
+
+
+def test_long_packets_say_nothing_of_how_short_ones_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(savefile, "WINDOW", 1 << 17)
+    long, short = packet("<", bytes(60_000)), packet("<", bytes(100))
+    path = tmp_path / "x.pcapng"
+    path.write_bytes(section("<") + interface("<") + long * 100 + short * 20_000)
+    source, sizes = Savefile(path, chunk=1 << 17), []
+    for batch in source.batches():
+        sizes.append(len(batch))
+        source.enlarge(1)
+    source.close()
+    assert sum(sizes) == 20_100
+    assert max(sizes) <= (1 << 17) // len(short)

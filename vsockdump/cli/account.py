@@ -69,7 +69,7 @@ def _print(connection: Connection, stalls: list[Stall], recorder: Recorder) -> i
         f"{connection.state}{estimated}",
         bold=True,
     )
-    click.secho(
+    click.echo(
         f"  connected in {duration(connection.connect_ns)}; of {duration(life)}: "
         f"credit-limited {connection.limited_ns / life:.0%}, "
         f"data in flight {connection.in_flight_ns / life:.0%}, "
@@ -95,17 +95,17 @@ def _print(connection: Connection, stalls: list[Stall], recorder: Recorder) -> i
 
 
 def _direction(sender: str, receiver: str, way: Direction) -> None:
-    click.secho(
+    click.echo(
         f"  {sender} > {receiver}: {size(way.bytes)} in {way.packets} packets, "
         f"at most {size(way.max_in_flight)} in flight, least window {size(way.min_window)} "
         f"(effective {size(way.min_effective_window)}), unread {size(way.unread_bytes)}"
     )
     if way.drains:
-        click.secho(
+        click.echo(
             f"    drained in {duration(way.drain_median_ns)} (median), "
             f"{duration(way.drain_p99_ns)} (p99), {duration(way.drain_max_ns)} (max)"
         )
     if way.messages:
-        click.secho(
+        click.echo(
             f"    {way.messages} messages of {size(way.message_min)} to {size(way.message_max)}"
         )

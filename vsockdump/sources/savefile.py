@@ -67,8 +67,8 @@ class Savefile:
         self._buffer = np.zeros(self._chunk + SLACK, np.uint8)
         self._end = 0
         self._position = 0
-        self._packets = 0
-        """How many there were before the buffer's."""
+        self._mean = 0
+        """Bytes a packet took in the batch before the last."""
         try:
             self.format, self._parser = self._recognize()
         except BaseException:
@@ -93,9 +93,7 @@ class Savefile:
 
     def enlarge(self, packets: int) -> None:
         """Have batches of about so many packets or more, as far as LARGEST_CHUNK goes."""
-        if self._packets:
-            wanted = min(self._position // self._packets * packets, LARGEST_CHUNK)
-            self._chunk = max(self._chunk, wanted)
+        self._chunk = max(self._chunk, min(self._mean * packets, LARGEST_CHUNK))
 
     def statistics(self) -> Mapping[int, InterfaceStatistics]:
         """What the file's interface statistics blocks say, as far as they have been read."""
@@ -113,7 +111,7 @@ class Savefile:
             parsed = self._parser.parse(self._buffer, 0, self._end, last=False)
             if parsed.batch is not None:
                 yield parsed.batch
-                self._packets += len(parsed.batch)
+                self._mean = parsed.consumed // len(parsed.batch)
             if parsed.damage is not None:
                 raise self._error(parsed.damage)
             if self._mapping and parsed.batch is not None and _long(parsed.batch):

@@ -204,7 +204,7 @@ class Tracker:
         """Findings since the last call, for a live display.
 
         With ``now_ns``, stalls that still last and count by now are among them, once; when they
-        are over they come again, as what they were.
+        are over they come again, as what they were. Nothing comes unless findings are asked for.
         """
         fresh, self._fresh = self._fresh, []
         if now_ns is None or self._detector is None:
